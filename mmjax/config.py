@@ -1,0 +1,187 @@
+"""Configuration: frozen dataclasses, one a section, plain values only.
+
+A section with several kinds (data source, encoder, fusion, method, optimizer, schedule) is a base class here and one
+subclass a kind, defined next to the code that it configures. `name` tells the kinds apart; the subclass builds the
+thing: `DataConfig.load`, `EncoderConfig.build`, `FusionConfig.build`, `MethodConfig.build`, `OptimizerConfig.build`,
+`ScheduleConfig.build`. So a kind of your own is a subclass of your own: nothing has to be registered to be used from
+Python; the registry (`mmjax.registry`) only lets the command line find a kind by its name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:  # annotations only: this module imports nothing of the library and none of JAX
+    import flax.linen as nn
+    import optax
+
+    from mmjax.data.dataset import Splits
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the data come from. Subclasses: one a source, in `mmjax.data`."""
+
+    name: str
+    """Source of the data (`mmjax data list` names them)."""
+    modalities: tuple[str, ...] = ()
+    """Modalities to use; empty means every modality that the source holds."""
+
+    needs: ClassVar[str] = ""
+    """What a user must have before the source loads, in one line (shown by `mmjax data list`)."""
+
+    def load(self) -> Splits:
+        """Load the three splits, all checked; only `self.modalities` of them."""
+        raise TypeError(f"{type(self).__name__} is a base: take one of the sources of mmjax.data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """One modality's encoder. Subclasses in `mmjax.models.encoders`."""
+
+    name: str
+    """Kind of encoder."""
+
+    def build(self, *, dtype: Any, axis_name: str | None = None) -> nn.Module:
+        """Make the linen module (inputs [B, ...], train) -> features [B, D]; axis_name: the devices' axis under pmap."""
+        raise TypeError(f"{type(self).__name__} is a base: take one of the encoders of mmjax.models")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionConfig:
+    """The fusion head. Subclasses in `mmjax.models.fusion`."""
+
+    name: str
+    """Kind of fusion head."""
+
+    def build(self, num_outputs: int, *, dtype: Any, axis_name: str | None = None) -> nn.Module:
+        """Make the linen module; it maps ({modality: features}, train) to `HeadOutput`."""
+        raise TypeError(f"{type(self).__name__} is a base: take one of the fusions of mmjax.models")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Encoders, fusion and uni-modal heads."""
+
+    encoders: dict[str, EncoderConfig] = field(default_factory=dict)
+    """Encoder of each modality, by its name; a modality not named gets an MLP with default options."""
+    fusion: FusionConfig | None = None
+    """Fusion head; None means `concat` with default options."""
+    head_hidden: tuple[int, ...] = ()
+    """Widths of the hidden layers of each uni-modal head; empty means one linear layer."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the forward and backward pass; parameters and combiners stay in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """A factor on a base value, as a function of the step. Subclasses in `mmjax.train.optimizer`."""
+
+    name: str
+    """Shape of the schedule."""
+
+    def build(self, base: float, total_steps: int) -> optax.Schedule:
+        """Return step -> value."""
+        raise TypeError(f"{type(self).__name__} is a base: take one of the schedules of mmjax.train.optimizer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodContext:
+    """What the trainer knows and a method may need when it is built; all of it static."""
+
+    names: tuple[str, ...]
+    """Names of the objectives, "fusion" first, the others sorted."""
+    num_examples: int
+    """Number of training examples."""
+    batch_size: int
+    """Number of examples in a (global) batch."""
+    steps_per_epoch: int
+    total_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """A way of balancing: an objective rule and a combiner. Subclasses: one a method, in `mmjax.optim`."""
+
+    name: str
+    """Method that combines the objectives' gradients."""
+
+    probe_heads: ClassVar[bool] = False
+    """True: the uni-modal heads see stop_gradient(features), so that they measure without steering."""
+    kind: ClassVar[Literal["value", "gradient", "balance"]] = "value"
+    backward_passes: ClassVar[str] = "1"
+    source: ClassVar[str] = ""
+
+    def build(self, context: MethodContext) -> optax.GradientTransformationExtraArgs:
+        """Make the combiner; it stands first in the optax chain."""
+        raise TypeError(f"{type(self).__name__} is a base: take one of the methods of mmjax.optim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """What turns the combined gradient into a step. Subclasses in `mmjax.train.optimizer`."""
+
+    name: str
+    """Kind of optimizer."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """Decoupled for adamw; added to the gradient (L2) for sgd and adam; kernels only, never biases or norms."""
+    clip_norm: float | None = None
+    """Largest global norm of the combined gradient; None: no clipping."""
+    schedule: ScheduleConfig | None = None
+    """Learning-rate schedule; None means constant."""
+
+    def build(self, total_steps: int) -> optax.GradientTransformation:
+        """Make the transformation that follows the combiner in the chain."""
+        raise TypeError(f"{type(self).__name__} is a base: take one of the optimizers of mmjax.train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training run itself."""
+
+    seed: int = 0
+    """Seed of initial parameters, batches and everything else that is random; at least 0."""
+    epochs: float = 10.0
+    """Passes over the training split."""
+    batch_size: int = 64
+    """Examples a step, over all devices."""
+    label_smoothing: float = 0.0
+    """Share of each label given to all classes evenly, in [0, 1); classification only."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: each class weighs N / (classes * its count) in the loss; classification only."""
+    evaluate_every: int | None = None
+    """Steps between evaluations on the validation split; None: once an epoch."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; None: at every evaluation."""
+    log_every: int = 10
+    """Steps between lines of the training losses."""
+    monitor_every: int = 50
+    """Steps between measurements of gradient norms and cosines between objectives; 0: never."""
+    early_stopping: int = 0
+    """Stop after so many evaluations without a better one; 0: never."""
+    select: Literal["loss", "score"] = "loss"
+    """What "best on validation" means: the lowest fusion loss, or the highest score (accuracy, mAP or R2)."""
+    parallel: Literal["jit", "pmap"] = "jit"
+    """Route over several devices: jit with a sharded batch, or pmap."""
+    devices: int = 0
+    """Number of devices to use; 0: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole experiment."""
+
+    data: DataConfig
+    method: MethodConfig
+    optimizer: OptimizerConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def replace(config: Config, **sections: Any) -> Config:
+    """Copy `config` with whole sections replaced (`dataclasses.replace`, under the name users look for)."""
+    return dataclasses.replace(config, **sections)

@@ -1,0 +1,90 @@
+"""A dataset: arrays by modality, labels, and what the labels mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+TaskKind = Literal["classification", "multilabel", "regression"]
+
+
+class ArrayLike(Protocol):
+    """What an input must offer: a first axis of examples that is indexed by an integer array.
+
+    NumPy arrays do; so does an array computed on demand (`avmnist` mixes waveforms when a batch asks for them).
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    def __getitem__(self, index: Any, /) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a label says.
+
+    kind: "classification" (labels int32 [N] in 0..num_outputs-1), "multilabel" (float32 [N, num_outputs] of 0 and 1)
+    or "regression" (float32 [N, num_outputs]).
+    """
+
+    kind: TaskKind
+    num_outputs: int
+    label_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split: `inputs` {modality: [N, ...]}, `label` [N] or [N, L], `task`, and device-side preprocessing.
+
+    preprocess: {modality: pure function of a float32 batch [B, ...]}, run inside the compiled step (a spectrogram,
+    a standardisation); a modality without an entry passes unchanged. Functions must be hashable and constant.
+
+    Raises:
+      ValueError: no modality, arrays whose lengths differ, or preprocessing of a modality that is not there.
+        What is in the arrays (NaN, labels out of range) is the matter of `mmjax.data.validate`.
+
+    >>> task = Task("classification", num_outputs=2)
+    >>> data = Dataset({"a": np.zeros((3, 4)), "b": np.zeros((3, 8, 8, 1))}, np.array([0, 1, 1]), task)
+    >>> len(data), data.modalities
+    (3, ('a', 'b'))
+    """
+
+    inputs: Mapping[str, ArrayLike]
+    label: np.ndarray
+    task: Task
+    preprocess: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise ValueError("inputs holds no modality; a dataset needs at least one array besides label")
+        if len(self.label.shape) == 0:
+            raise ValueError("label must have a first axis of examples, got a single value")
+        for name in self.modalities:
+            shape = self.inputs[name].shape
+            if shape[:1] != self.label.shape[:1]:
+                raise ValueError(f"{name} has shape {shape}, but label has {len(self)} examples: lengths must be equal")
+        unknown = sorted(set(self.preprocess) - set(self.inputs))
+        if unknown:
+            raise ValueError(f"preprocess names {unknown}, but the modalities are {list(self.modalities)}")
+
+    def __len__(self) -> int:
+        return int(self.label.shape[0])
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities, sorted."""
+        return tuple(sorted(self.inputs))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation and test split of one source."""
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset

@@ -1,0 +1,52 @@
+"""Heads: features to logits, with the last layer's input and weights laid open for Bayesian methods."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+
+class LastLayer(NamedTuple):
+    """A head's last, linear layer: logits = inputs @ kernel + bias.
+
+    inputs: [B, D']; kernel: [D', C]; bias: [C].
+    """
+
+    inputs: Array
+    kernel: Array
+    bias: Array
+
+
+class HeadOutput(NamedTuple):
+    """What a head or fusion module returns: logits float32 [B, C] and its last layer."""
+
+    logits: Array
+    last_layer: LastLayer
+
+
+class Head(nn.Module):
+    """Hidden layers with ReLU, then one linear layer named `last`: features [B, D] to `HeadOutput`.
+
+    >>> import jax
+    >>> module = Head(num_outputs=10, hidden=(100,))
+    >>> variables = module.init(jax.random.key(0), jnp.ones((2, 24)), train=False)
+    >>> sum(p.size for p in jax.tree.leaves(variables))
+    3510
+    """
+
+    num_outputs: int
+    hidden: tuple[int, ...] = ()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> HeadOutput:
+        """Map features x [B, D] to logits."""
+        for i, width in enumerate(self.hidden):
+            x = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"dense_{i}")(x))
+        last = nn.Dense(self.num_outputs, dtype=self.dtype, name="last")
+        logits = last(x).astype(jnp.float32)
+        weights = last.variables["params"]
+        return HeadOutput(logits, LastLayer(x, weights["kernel"], weights["bias"]))

@@ -1,0 +1,140 @@
+"""The multi-modal model: an encoder and a head a modality, and a fusion head over all features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+from jax import Array
+
+from mmjax.config import ModelConfig
+from mmjax.models.encoders import MLPConfig
+from mmjax.models.fusion import ConcatConfig
+from mmjax.models.heads import Head, LastLayer
+from mmjax.objectives import FUSION
+
+
+@flax.struct.dataclass
+class Outputs:
+    """What the model says of a batch.
+
+    features: {modality: [B, D_m]}; unimodal_logits: {modality: [B, C]}; logits: [B, C], the fused ones; last_layer:
+    {objective: LastLayer(inputs, kernel, bias)} of the fusion ("fusion") and each uni-modal head.
+    """
+
+    features: dict[str, Array]
+    unimodal_logits: dict[str, Array]
+    logits: Array
+    last_layer: dict[str, LastLayer]
+
+    @property
+    def by_objective(self) -> dict[str, Array]:
+        """Logits of every expert: {"fusion": ..., modality: ...}."""
+        return {FUSION: self.logits, **self.unimodal_logits}
+
+
+class MultiModal(nn.Module):
+    """Encoders {modality: module}, a fusion head, and one uni-modal head a modality.
+
+    encoders: modules (x [B, ...], train) -> [B, D_m]; fusion: module ({modality: features}, train) -> HeadOutput;
+    heads: modules (features, train) -> HeadOutput, the same modalities. probe_heads: the heads see
+    stop_gradient(features), so that they measure each modality without steering its encoder.
+
+    Raises:
+      ValueError: no modality, one called "fusion", heads or inputs of other modalities than the encoders.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from mmjax.models import MLP, ConcatFusion, Head
+    >>> model = MultiModal(
+    ...     encoders={"image": MLP(8), "audio": MLP(8)},
+    ...     fusion=ConcatFusion(num_outputs=3),
+    ...     heads={"image": Head(3), "audio": Head(3)},
+    ... )
+    >>> batch = {"image": jnp.ones((2, 4, 4, 1)), "audio": jnp.ones((2, 5, 3))}
+    >>> variables = model.init(jax.random.key(0), batch)
+    >>> outputs = model.apply(variables, batch)
+    >>> outputs.logits.shape, sorted(outputs.unimodal_logits), outputs.features["audio"].shape
+    ((2, 3), ['audio', 'image'], (2, 8))
+    """
+
+    encoders: Mapping[str, nn.Module]
+    fusion: nn.Module
+    heads: Mapping[str, nn.Module]
+    probe_heads: bool = False
+
+    def _check(self, given: Mapping[str, Any], what: str) -> None:
+        if not self.encoders:
+            raise ValueError("MultiModal needs at least one modality; encoders is empty")
+        if FUSION in self.encoders:
+            raise ValueError(f"no modality may be called {FUSION!r}: that is the name of objective 0")
+        if set(given) != set(self.encoders):
+            raise ValueError(f"{what} are of modalities {sorted(given)}; the encoders of {sorted(self.encoders)}")
+
+    def encode(self, inputs: Mapping[str, Array], train: bool = False) -> dict[str, Array]:
+        """Return the features {modality: [B, D_m]} of inputs {modality: [B, ...]}."""
+        self._check(inputs, "inputs")
+        return {m: self.encoders[m](inputs[m], train) for m in sorted(inputs)}
+
+    def decide(self, features: Mapping[str, Array], train: bool = False) -> Outputs:
+        """Return the outputs that follow from the features alone."""
+        self._check(features, "features")
+        self._check(self.heads, "heads")
+        fused = self.fusion(features, train)
+        seen = jax.lax.stop_gradient(dict(features)) if self.probe_heads else features
+        alone = {m: self.heads[m](seen[m], train) for m in sorted(features)}
+        return Outputs(
+            features=dict(features),
+            unimodal_logits={m: out.logits for m, out in alone.items()},
+            logits=fused.logits,
+            last_layer={FUSION: fused.last_layer} | {m: out.last_layer for m, out in alone.items()},
+        )
+
+    def __call__(self, inputs: Mapping[str, Array], train: bool = False) -> Outputs:
+        """Encode and decide."""
+        return self.decide(self.encode(inputs, train), train)
+
+
+def parameter_groups(params: Mapping[str, Any]) -> Any:
+    """Label every parameter of a `MultiModal`: "encoder/m", "head/m" or "fusion"; a tree like params of str.
+
+    >>> parameter_groups({"encoders_image": {"kernel": 1}, "fusion": {"bias": 2}, "heads_image": {"bias": 3}})
+    {'encoders_image': {'kernel': 'encoder/image'}, 'fusion': {'bias': 'fusion'}, 'heads_image': {'bias': 'head/image'}}
+    """
+
+    def label(name: str) -> str:
+        for prefix, group in (("encoders_", "encoder/"), ("heads_", "head/")):
+            if name.startswith(prefix):
+                return group + name.removeprefix(prefix)
+        return name
+
+    return {name: jax.tree.map(lambda _, group=label(name): group, tree) for name, tree in params.items()}
+
+
+def build_model(
+    config: ModelConfig,
+    modalities: tuple[str, ...],
+    num_outputs: int,
+    *,
+    probe_heads: bool = False,
+    axis_name: str | None = None,
+) -> MultiModal:
+    """Make the model that `config` describes, for these modalities and this number of outputs.
+
+    Raises:
+      ValueError: an encoder is configured for a modality that the data do not have.
+    """
+    unknown = sorted(set(config.encoders) - set(modalities))
+    if unknown:
+        raise ValueError(f"model.encoders.{unknown[0]}: the data have no such modality, only {sorted(modalities)}")
+    dtype = jax.numpy.dtype(config.dtype)
+    fusion = config.fusion or ConcatConfig()
+    encoders = {m: config.encoders.get(m) or MLPConfig() for m in modalities}
+    return MultiModal(
+        encoders={m: e.build(dtype=dtype, axis_name=axis_name) for m, e in encoders.items()},
+        fusion=fusion.build(num_outputs, dtype=dtype, axis_name=axis_name),
+        heads={m: Head(num_outputs, config.head_hidden, dtype) for m in modalities},
+        probe_heads=probe_heads,
+    )

@@ -1,0 +1,488 @@
+"""The contract between objectives and combiners: named losses in, lazy per-objective gradients out.
+
+A model has K objectives: the fusion loss and one loss a modality. `objective_grads` evaluates them once and hands out
+`ObjectiveGrads`, from which a combiner takes what it needs and pays for no more: a weighted sum (one backward pass),
+every gradient (`stacked`, `pairs`), or gradients at the features (`features`: K cheap head backwards and one encoder
+backward). The order is by name: "fusion" first, the other names sorted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from mmjax.touching import touched_leaves
+
+PyTree = Any
+
+FUSION = "fusion"
+"""Name of objective 0."""
+
+
+def objective_names(names: Sequence[str] | Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the canonical order of objectives: "fusion", then the others sorted.
+
+    Raises:
+      ValueError: "fusion" is not among them.
+
+    >>> objective_names({"image": 1, "fusion": 2, "audio": 3})
+    ('fusion', 'audio', 'image')
+    """
+    if FUSION not in names:
+        raise ValueError(f'losses_fn must return a loss named "fusion" (objective 0); it returned {sorted(names)}')
+    return (FUSION, *sorted(name for name in names if name != FUSION))
+
+
+class LeafGradients(dict[str, Array]):
+    """{objective: gradient} of one parameter, for the objectives that reach it; a pytree, told apart by its type.
+
+    `jax.tree.map(f, params, grads.pairs())` calls f(parameter, LeafGradients); without params at hand,
+    `is_leaf=lambda x: isinstance(x, LeafGradients)`.
+    """
+
+
+jax.tree_util.register_pytree_with_keys(
+    LeafGradients,
+    lambda leaf: (tuple((jax.tree_util.DictKey(k), leaf[k]) for k in leaf), tuple(leaf)),
+    lambda names, gradients: LeafGradients(zip(names, gradients, strict=True)),
+)
+
+
+class LazyGradientsError(TypeError):
+    """A lazy `ObjectiveGrads` met code that wants a tree of arrays."""
+
+
+def _not_a_tree(grads: Any) -> Any:
+    raise LazyGradientsError(
+        f"{type(grads).__name__} is lazy: it holds no arrays and lives only inside the trace that made it, so it cannot be "
+        "returned from jit, carried by scan or cond, or clipped or mapped before a combiner has taken it. Put the combiner "
+        "first in optax.chain (optax.MultiSteps, apply_if_finite and partition go behind it, inside the chain), or "
+        "take .stacked(), a plain tree with a leading objective axis"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Problem:
+    """What `objective_grads` was asked to differentiate: functions of params alone, the batch closed over."""
+
+    losses: Callable[[PyTree], tuple[dict[str, Array], Any]]
+    """params -> ({name: scalar}, aux)"""
+    params: PyTree
+    names: tuple[str, ...]
+    axis_name: str | None
+    of_part: Callable[[int, int], Callable[[PyTree], dict[str, Array]]] | None
+    """(part, parts) -> losses of that part of the batch"""
+
+    def mean_over_devices(self, tree: PyTree) -> PyTree:
+        return tree if self.axis_name is None else jax.lax.pmean(tree, self.axis_name)
+
+    def gradients(self, losses: Callable[[PyTree], Mapping[str, Array]]) -> tuple[PyTree, ...]:
+        """One separate `jax.grad` an objective: XLA then merges the forwards and drops what an objective does not reach.
+
+        (A vmap over one-hot cotangents, or a stacked loss vector, would pay K full backward passes.)
+        """
+        return tuple(jax.grad(lambda p, n=name: losses(p)[n])(self.params) for name in self.names)
+
+
+class ObjectiveGrads:
+    """Per-objective gradients, computed when asked for. Made by `objective_grads`; valid only inside its trace.
+
+    names: the objectives in order. K = len(names). It is no pytree on purpose: returning it from jit or putting a
+    transformation before the combiner raises `LazyGradientsError`.
+    """
+
+    def __init__(
+        self,
+        problem: _Problem,
+        pull: Callable[[dict[str, Array]], PyTree],
+        losses: dict[str, Array],
+        features: Callable[[], FeatureGrads] | None,
+    ):
+        self._problem = problem
+        self._pull = pull
+        self._losses = losses
+        self._features = features
+        self._touched: np.ndarray | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the objectives, "fusion" first."""
+        return self._problem.names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"ObjectiveGrads(names={self.names}, features={self.has_features})"
+
+    @property
+    def has_features(self) -> bool:
+        """Whether `.features()` can be asked for (`encode` was given)."""
+        return self._features is not None
+
+    def weighted(self, weights: Array | Sequence[float]) -> PyTree:
+        """Return the tree Σ_k weights[k] ∇L_k, like params, at the cost of one backward pass.
+
+        weights: [K], constants of differentiation. Raises ValueError if its length is not K.
+        """
+        weights = jnp.asarray(weights)
+        if weights.shape != (len(self),):
+            raise ValueError(f"weights must have shape ({len(self)},), one for each of {self.names}; got {weights.shape}")
+        weights = jax.lax.stop_gradient(weights)
+        return self._problem.mean_over_devices(
+            self._pull({n: _like(self._losses[n], weights[k]) for k, n in enumerate(self.names)})
+        )
+
+    def stacked(self) -> PyTree:
+        """Return the tree of all K gradients: every leaf [K, ...], row k the gradient of objective k."""
+        rows = self._problem.gradients(lambda p: self._problem.losses(p)[0])
+        return self._problem.mean_over_devices(jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows))
+
+    @property
+    def touching(self) -> PyTree:
+        """A tree like params of bool[K] (NumPy, static): which objectives reach each leaf."""
+        structure = jax.tree.structure(self._problem.params)
+        return jax.tree.unflatten(structure, list(self._touching_rows().T))
+
+    def pairs(self) -> PyTree:
+        """Return a tree like params with, at each leaf, {objective: gradient} (`LeafGradients`) of those that reach it.
+
+        With one encoder and one head a modality that is two gradients an encoder leaf and one elsewhere, whatever M.
+        """
+        rows = self._problem.gradients(lambda p: self._problem.losses(p)[0])
+        return self._problem.mean_over_devices(self._by_leaf(rows))
+
+    def parts(self, n: int) -> PyTree:
+        """Return as `pairs`, with gradients [n, ...]: one for each of n equal, contiguous parts of the global batch.
+
+        The losses of a part are those of `losses_fn` on that part alone. Needs `batch_argnums`. Under `axis_name` the
+        parts are still those of the global batch (device order is batch order).
+
+        Raises:
+          ValueError: no `batch_argnums`, n < 1, or a batch that does not divide into n equal parts.
+        """
+        if self._problem.of_part is None:
+            raise ValueError("parts(n) needs objective_grads(..., batch_argnums=...): which arguments hold the batch")
+        if n < 1:
+            raise ValueError(f"parts(n) needs n >= 1, got {n}")
+        axis = self._problem.axis_name
+        devices = 1 if axis is None else jax.lax.axis_size(axis)
+        if n % devices and devices % n:
+            raise ValueError(f"parts(n={n}) needs n to divide the number of devices ({devices}) or the reverse")
+        local = max(n // devices, 1)
+        of_part = self._problem.of_part
+        # Unrolled on purpose: vmap would turn convolutions into grouped ones, and a scan hides its cost from XLA's count.
+        rows = [self._by_leaf(self._problem.gradients(of_part(i, local))) for i in range(local)]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+        if axis is None:
+            return stacked
+        share = max(devices // n, 1)  # devices that hold one part together
+        first = jax.lax.axis_index(axis) * local // share
+
+        def place(leaf: Array) -> Array:
+            buffer = jnp.zeros((n, *leaf.shape[1:]), leaf.dtype)
+            return jax.lax.psum(jax.lax.dynamic_update_slice_in_dim(buffer, leaf / share, first, axis=0), axis)
+
+        return jax.tree.map(place, stacked)
+
+    def features(self) -> FeatureGrads:
+        """Return the gradients at the features. Raises ValueError unless `encode` was given to `objective_grads`."""
+        if self._features is None:
+            raise ValueError(
+                "gradients at the features need objective_grads(losses_fn, encode=...), with losses_fn(params, features, "
+                "*args) and encode(params, *args) -> {modality: features}"
+            )
+        return self._features()
+
+    def _touching_rows(self) -> np.ndarray:
+        if self._touched is None:
+            problem = self._problem
+
+            def gradient(params: PyTree) -> tuple[PyTree, ...]:
+                local = dataclasses.replace(problem, params=params)
+                return local.gradients(lambda p: problem.losses(p)[0])
+
+            self._touched = touched_leaves(gradient, problem.params)
+        return self._touched
+
+    def _by_leaf(self, rows: Sequence[PyTree]) -> PyTree:
+        touched = self._touching_rows()
+        leaves = [jax.tree.leaves(row) for row in rows]
+        pairs = [
+            LeafGradients({name: leaves[k][i] for k, name in enumerate(self.names) if touched[k, i]})
+            for i in range(touched.shape[1])
+        ]
+        return jax.tree.unflatten(jax.tree.structure(self._problem.params), pairs)
+
+
+class FeatureGrads:
+    """Gradients at the features z_m, and the way back to the parameters. Made by `ObjectiveGrads.features()`.
+
+    names: objectives in order (K); features: {m: [B, ..., D]}, the features themselves.
+    """
+
+    def __init__(
+        self,
+        problem: _Problem,
+        features: dict[str, Array],
+        head_losses: Callable[[PyTree, dict[str, Array]], dict[str, Array]],
+        encoder_pull: Callable[[dict[str, Array]], PyTree],
+        last_layer_inputs: Callable[[dict[str, Array]], dict[str, Array]],
+    ):
+        self._problem = problem
+        self.features = features
+        self._head_losses = head_losses
+        self._encoder_pull = encoder_pull
+        self._last_layer_inputs = last_layer_inputs
+        self._gradients: Any = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the objectives, "fusion" first."""
+        return self._problem.names
+
+    def _rows(self) -> list[tuple[PyTree, dict[str, Array]]]:
+        def row(name: str) -> tuple[PyTree, dict[str, Array]]:
+            return jax.grad(lambda p, z: self._head_losses(p, z)[name], argnums=(0, 1))(
+                self._problem.params, self.features
+            )
+
+        return [row(name) for name in self.names]
+
+    @property
+    def cotangents(self) -> dict[str, Array]:
+        """{m: [K, B, ..., D]}, row k is ∂L_k/∂z_m; zeros where objective k does not reach modality m.
+
+        Under `axis_name`, each device holds its own examples, scaled as in the loss over the whole batch.
+        """
+        scale = 1.0
+        if self._problem.axis_name is not None:
+            scale = 1.0 / jax.lax.axis_size(self._problem.axis_name)
+        rows = [z for _, z in self._rows()]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves) * scale, *rows)
+
+    @property
+    def direct(self) -> PyTree:
+        """Gradients with the features held fixed: a tree like params, leaves [K, ...]; zeros in the encoders."""
+        rows = [p for p, _ in self._rows()]
+        return self._problem.mean_over_devices(jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows))
+
+    @property
+    def touching(self) -> dict[str, np.ndarray]:
+        """{m: bool[K]} (static): which objectives reach modality m's features."""
+
+        def gradient(features: dict[str, Array]) -> list[dict[str, Array]]:
+            return [
+                jax.grad(lambda z, n=name: self._head_losses(self._problem.params, z)[n])(features)
+                for name in self.names
+            ]
+
+        touched = touched_leaves(gradient, self.features)
+        return jax.tree.unflatten(jax.tree.structure(self.features), list(touched.T))
+
+    @property
+    def direct_touching(self) -> PyTree:
+        """A tree like params of bool[K] (static): which objectives reach each leaf with the features held fixed."""
+
+        def gradient(params: PyTree) -> list[PyTree]:
+            return [jax.grad(lambda p, n=name: self._head_losses(p, self.features)[n])(params) for name in self.names]
+
+        touched = touched_leaves(gradient, self._problem.params)
+        return jax.tree.unflatten(jax.tree.structure(self._problem.params), list(touched.T))
+
+    def from_last_layer(self, cotangents: Mapping[str, Array]) -> dict[str, Array]:
+        """Pull samples of gradients at the last layer's input back to the features.
+
+        cotangents: {objective: [S, B, D']} for every objective, with respect to the inputs that the losses_fn's aux
+        names as its `last_layer` ({objective: (inputs [B, D'], kernel, bias)}).
+        Returns {m: [S, K, B, ..., D]}; what lies between is the model's own, so each sample is pulled back exactly
+        (the variance of pulled-back samples is not the pulled-back variance).
+
+        Raises:
+          ValueError: an objective is missing or unknown, or a shape does not fit.
+        """
+        given, wanted = set(cotangents), set(self.names)
+        if given != wanted:
+            raise ValueError(f"from_last_layer needs one array for each of {self.names}; got {sorted(given)}")
+
+        def pull_one(name: str) -> dict[str, Array]:
+            inputs, pull = jax.vjp(lambda z: self._last_layer_inputs(z)[name], self.features)
+            samples = cotangents[name]
+            if samples.shape[1:] != inputs.shape:
+                raise ValueError(
+                    f"from_last_layer: {name!r} has shape {samples.shape}; expected [S, {', '.join(map(str, inputs.shape))}]"
+                )
+            return jax.vmap(lambda c: pull(c.astype(inputs.dtype))[0])(samples)
+
+        rows = [pull_one(name) for name in self.names]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *rows)
+
+    def pull_back(self, cotangents: Mapping[str, Array], direct: PyTree) -> PyTree:
+        """Return the parameter gradient: one encoder backward of `cotangents` {m: [B, ..., D]}, plus `direct`.
+
+        direct: a tree like params (the combined `.direct`, without the objective axis).
+        Raises ValueError if a modality is missing or a shape differs from the features'.
+        """
+        if set(cotangents) != set(self.features):
+            raise ValueError(f"pull_back needs cotangents for {sorted(self.features)}; got {sorted(cotangents)}")
+        for m, z in self.features.items():
+            if cotangents[m].shape != z.shape:
+                raise ValueError(
+                    f"pull_back: {m!r} has shape {cotangents[m].shape}; expected {z.shape} (no objective axis)"
+                )
+        pulled = self._encoder_pull({m: _like(z, cotangents[m]) for m, z in self.features.items()})
+        if self._problem.axis_name is not None:
+            pulled = jax.lax.psum(pulled, self._problem.axis_name)  # the cotangents carry the 1/devices already
+        return jax.tree.map(jnp.add, pulled, direct)
+
+
+for _lazy in (ObjectiveGrads, FeatureGrads):
+    jax.tree_util.register_pytree_node(_lazy, _not_a_tree, lambda aux, children: None)
+
+
+def objective_grads(
+    losses_fn: Callable[..., Any],
+    *,
+    encode: Callable[..., Any] | None = None,
+    has_aux: bool = False,
+    batch_argnums: int | Sequence[int] | None = None,
+    axis_name: str | None = None,
+) -> Callable[..., Any]:
+    """Make `(params, *args) -> (values, grads[, aux])`, the per-objective analogue of `jax.value_and_grad`.
+
+    losses_fn: `losses_fn(params, *args) -> {name: scalar}`, one of them named "fusion".
+    encode: `encode(params, *args) -> {modality: features}`; then `losses_fn(params, features, *args)`, and
+      `grads.features()` is available.
+    has_aux: losses_fn and encode return (result, aux); aux comes out once: losses_fn's, or (encode's, losses_fn's).
+      An aux of losses_fn with a `last_layer` (attribute or key) serves `FeatureGrads.from_last_layer`.
+    batch_argnums: positions in `(params, *args)` of the arguments whose leaves have the batch as first axis, for
+      `grads.parts`.
+    axis_name: inside `pmap` or `shard_map` with params replicated and the batch sharded: losses_fn returns the loss of
+      its own share (a mean over it); values and gradients come out averaged over that axis, *before* any combining.
+
+    Returns values float32 [K] and lazy `ObjectiveGrads`, in the order of `grads.names`: "fusion", then sorted names.
+
+    Raises:
+      ValueError: no "fusion" among the losses; a loss that is not a real scalar.
+
+    >>> import jax.numpy as jnp
+    >>> def losses_fn(params, x):
+    ...     return {"fusion": jnp.sum((params["a"] + params["b"] - x) ** 2), "a": jnp.sum((params["a"] - x) ** 2)}
+    >>> values, grads = objective_grads(losses_fn)({"a": jnp.ones(2), "b": jnp.ones(2)}, 3.0)
+    >>> grads.names, values.tolist()
+    (('fusion', 'a'), [2.0, 8.0])
+    >>> {k: v.tolist() for k, v in grads.weighted([1.0, 0.5]).items()}
+    {'a': [-4.0, -4.0], 'b': [-2.0, -2.0]}
+    >>> grads.touching
+    {'a': array([ True,  True]), 'b': array([ True, False])}
+    """
+    argnums = (batch_argnums,) if isinstance(batch_argnums, int) else tuple(batch_argnums or ())
+    if any(i < 1 for i in argnums):
+        raise ValueError(f"batch_argnums count in (params, *args): params is 0, the batch at least 1; got {argnums}")
+
+    def split(result: Any) -> tuple[Any, Any]:
+        return result if has_aux else (result, None)
+
+    def compute(params: PyTree, *args: Any) -> Any:
+        if axis_name is not None:
+            # Differentiate a per-device copy: gradients stay local until they are averaged here, whether or not
+            # shard_map tracks replication (it would otherwise have summed them already).
+            params = jax.tree.map(lambda x: jax.lax.pcast(x, axis_name, to="varying"), params)
+
+        def head(p: PyTree, features: Any, call_args: tuple[Any, ...]) -> tuple[dict[str, Array], Any]:
+            result = losses_fn(p, *call_args) if encode is None else losses_fn(p, features, *call_args)
+            losses, aux = split(result)
+            return _checked(losses), aux
+
+        def whole(p: PyTree, call_args: tuple[Any, ...]) -> tuple[dict[str, Array], Any]:
+            if encode is None:
+                return head(p, None, call_args)
+            features, encode_aux = split(encode(p, *call_args))
+            losses, aux = head(p, features, call_args)
+            return losses, (encode_aux, aux)
+
+        if encode is None:
+            losses, pull, aux = jax.vjp(lambda p: whole(p, args), params, has_aux=True)
+            pull_losses = lambda cotangents: pull(cotangents)[0]  # noqa: E731
+        else:
+            features, encoder_pull, encode_aux = jax.vjp(lambda p: split(encode(p, *args)), params, has_aux=True)
+            features = dict(features)
+            losses, head_pull, head_aux = jax.vjp(lambda p, z: head(p, z, args), params, features, has_aux=True)
+            aux = (encode_aux, head_aux)
+
+            def pull_losses(cotangents: dict[str, Array]) -> PyTree:
+                direct, at_features = head_pull(cotangents)
+                return jax.tree.map(jnp.add, encoder_pull(at_features)[0], direct)
+
+        names = objective_names(losses)
+
+        def of_part(part: int, parts: int) -> Callable[[PyTree], dict[str, Array]]:
+            return lambda p: whole(p, _part_of(args, argnums, part, parts))[0]
+
+        problem = _Problem(
+            losses=lambda p: whole(p, args),
+            params=params,
+            names=names,
+            axis_name=axis_name,
+            of_part=of_part if argnums else None,
+        )
+
+        def make_features() -> FeatureGrads:
+            return FeatureGrads(
+                problem,
+                features,
+                head_losses=lambda p, z: head(p, z, args)[0],
+                encoder_pull=lambda cotangents: encoder_pull(cotangents)[0],
+                last_layer_inputs=lambda z: _last_layer_inputs(head(params, z, args)[1], names),
+            )
+
+        values = problem.mean_over_devices(jnp.stack([losses[n].astype(jnp.float32) for n in names]))
+        grads = ObjectiveGrads(problem, pull_losses, losses, None if encode is None else make_features)
+        return (values, grads, aux) if has_aux else (values, grads)
+
+    return compute
+
+
+def _checked(losses: Any) -> dict[str, Array]:
+    if not isinstance(losses, Mapping):
+        raise ValueError(f"losses_fn must return a dict {{objective: scalar}}, got {type(losses).__name__}")
+    objective_names(losses)
+    losses = {name: jnp.asarray(loss) for name, loss in losses.items()}
+    for name, loss in losses.items():
+        if loss.shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+            raise ValueError(
+                f"loss {name!r} must be a real scalar, got shape {loss.shape} and dtype {loss.dtype}: take a mean"
+            )
+    return losses
+
+
+def _like(primal: Array, cotangent: Array) -> Array:
+    """Give `cotangent` the dtype of `primal`, and its device-varying type inside shard_map; XLA removes the select."""
+    cotangent = cotangent.astype(primal.dtype)
+    return jnp.where(primal == primal, cotangent, cotangent)
+
+
+def _part_of(args: tuple[Any, ...], argnums: Sequence[int], part: int, parts: int) -> tuple[Any, ...]:
+    def cut(leaf: Array) -> Array:
+        size, rest = divmod(leaf.shape[0], parts)
+        if rest:
+            raise ValueError(f"a batch of {leaf.shape[0]} does not divide into {parts} equal parts")
+        return leaf[part * size : (part + 1) * size]
+
+    return tuple(jax.tree.map(cut, arg) if i + 1 in argnums else arg for i, arg in enumerate(args))
+
+
+def _last_layer_inputs(aux: Any, names: Sequence[str]) -> dict[str, Array]:
+    last_layer = aux.get("last_layer") if isinstance(aux, Mapping) else getattr(aux, "last_layer", None)
+    if last_layer is None or set(last_layer) != set(names):
+        raise ValueError(
+            "from_last_layer needs has_aux=True and a losses_fn whose aux has `last_layer` = {objective: (inputs, kernel, "
+            f"bias)}} for each of {tuple(names)}"
+        )
+    return {name: last_layer[name][0] for name in names}

@@ -1,0 +1,57 @@
+"""Checks of options, shared by all methods. Only concrete numbers are checked: traced ones and schedules pass."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise ValueError if `value` is a concrete number that is not finite and above 0.
+
+    >>> check_positive("penalty", -1.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: penalty must be a finite number > 0, got -1.0
+    """
+    if isinstance(value, numbers.Real | np.ndarray) and not np.all(np.isfinite(value) & (np.asarray(value) > 0)):
+        raise ValueError(f"{name} must be a finite number > 0, got {value}")
+
+
+def check_num_objectives(value: int | None) -> None:
+    """Raise ValueError unless `value` is None or an integer >= 1."""
+    if value is not None and (not isinstance(value, numbers.Integral) or value < 1):
+        raise ValueError(f"num_objectives must be None or an integer >= 1, got {value!r}")
+
+
+def at_step(option: optax.ScalarOrSchedule, count: Array) -> Array:
+    """Return the option's value at this step: itself, or the schedule's."""
+    return jnp.asarray(option(count) if callable(option) else option, jnp.float32)
+
+
+def check_values(values: Any, num_objectives: int, method: str) -> Array:
+    """Return `values` as float32 [K].
+
+    Raises ValueError if they are missing or of the wrong length.
+    """
+    if values is None:
+        raise ValueError(f"{method} weighs by the losses: call update(grads, state, params, values=values)")
+    values = jnp.asarray(values, jnp.float32)
+    if values.shape != (num_objectives,):
+        raise ValueError(f"values must have shape ({num_objectives},), one loss an objective; got {values.shape}")
+    return values
+
+
+def check_active(active: Any, num_objectives: int) -> Array | None:
+    """Return `active` as bool [K] or None. Raises ValueError if its length is wrong."""
+    if active is None:
+        return None
+    active = jnp.asarray(active, bool)
+    if active.shape != (num_objectives,):
+        raise ValueError(f"active must have shape ({num_objectives},), one flag an objective; got {active.shape}")
+    return active

@@ -1,0 +1,38 @@
+"""Norms and cosines against plain NumPy on flattened gradients."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mmjax
+from contract.problems import losses_fn, make_batch, make_params
+from mmjax.optim.geometry import gradient_geometry
+
+
+def test_against_flattened_gradients():
+    params, batch = make_params(), make_batch()
+    _, grads = mmjax.objective_grads(losses_fn)(params, batch)
+    geometry = jax.jit(lambda p: gradient_geometry(mmjax.objective_grads(losses_fn)(p, batch)[1]))(params)
+    rows = {n: jax.tree.map(lambda g, k=k: np.asarray(g[k]), grads.stacked()) for k, n in enumerate(grads.names)}
+    for name, row in rows.items():
+        flat = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(row)])
+        np.testing.assert_allclose(geometry[f"norm/{name}"], np.linalg.norm(flat), rtol=1e-5)
+    for m in ("audio", "image"):
+        a, b = rows["fusion"]["encoder"][m]["kernel"].ravel(), rows[m]["encoder"][m]["kernel"].ravel()
+        cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+        np.testing.assert_allclose(geometry[f"cosine/fusion/{m}"], cosine, rtol=1e-4)
+    assert set(geometry) == {
+        "norm/fusion", "norm/audio", "norm/image", "cosine/fusion/audio", "cosine/fusion/image"
+    }  # audio and image meet in no parameter
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-15, 1e15])
+def test_cosine_at_any_scale(scale):
+    def losses(p):
+        return {"fusion": scale * jnp.sum(p * jnp.array([1.0, 0.0])), "m": scale * jnp.sum(p)}
+
+    geometry = gradient_geometry(mmjax.objective_grads(losses)(jnp.ones(2))[1])
+    np.testing.assert_allclose(geometry["cosine/fusion/m"], np.sqrt(0.5) if scale else 0.0, rtol=1e-5)
