@@ -1,6 +1,48 @@
-"""mmjax: multi-modal models whose modalities learn in balance, in JAX."""
+"""mmjax: multi-modal models whose modalities learn in balance, in JAX.
+
+Importing it touches no device.
+"""
 
 from mmjax import optim
+from mmjax.config import (
+    Config,
+    DataConfig,
+    EncoderConfig,
+    FusionConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from mmjax.config_file import load_config
+from mmjax.data import Dataset, Splits
+from mmjax.models import MultiModal, Outputs
 from mmjax.objectives import FeatureGrads, LazyGradientsError, ObjectiveGrads, objective_grads
+from mmjax.train.loop import NonFiniteError, fit
+from mmjax.train.run import Run, evaluate, load
 
-__all__ = ["FeatureGrads", "LazyGradientsError", "ObjectiveGrads", "objective_grads", "optim"]
+__all__ = [
+    "Config",
+    "DataConfig",
+    "Dataset",
+    "EncoderConfig",
+    "FeatureGrads",
+    "FusionConfig",
+    "LazyGradientsError",
+    "MethodConfig",
+    "ModelConfig",
+    "MultiModal",
+    "NonFiniteError",
+    "ObjectiveGrads",
+    "OptimizerConfig",
+    "Outputs",
+    "Run",
+    "Splits",
+    "TrainConfig",
+    "evaluate",
+    "fit",
+    "load",
+    "load_config",
+    "objective_grads",
+    "optim",
+]

@@ -185,3 +185,53 @@ class Config:
 def replace(config: Config, **sections: Any) -> Config:
     """Copy `config` with whole sections replaced (`dataclasses.replace`, under the name users look for)."""
     return dataclasses.replace(config, **sections)
+
+
+def validate(config: Config) -> None:
+    """Check every value that can be checked without data.
+
+    Raises:
+      ValueError: a field out of range; it names the field, the value and what would be right.
+    """
+    train = config.train
+    rules = (
+        ("seed", train.seed >= 0, "at least 0"),
+        ("epochs", train.epochs > 0, "above 0"),
+        ("batch_size", train.batch_size >= 1, "at least 1"),
+        ("label_smoothing", 0 <= train.label_smoothing < 1, "in [0, 1)"),
+        ("class_weights", train.class_weights in ("none", "balanced"), "none or balanced"),
+        ("evaluate_every", train.evaluate_every is None or train.evaluate_every >= 1, "at least 1, or None"),
+        ("checkpoint_every", train.checkpoint_every is None or train.checkpoint_every >= 1, "at least 1, or None"),
+        ("log_every", train.log_every >= 1, "at least 1"),
+        ("monitor_every", train.monitor_every >= 0, "at least 0"),
+        ("early_stopping", train.early_stopping >= 0, "at least 0"),
+        ("select", train.select in ("loss", "score"), "loss or score"),
+        ("parallel", train.parallel in ("jit", "pmap"), "jit or pmap"),
+        ("devices", train.devices >= 0, "at least 0"),
+    )
+    for name, ok, right in rules:
+        if not ok:
+            raise ValueError(f"train.{name} must be {right}, got {getattr(train, name)!r}")
+    if config.model.dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"model.dtype must be float32 or bfloat16, got {config.model.dtype!r}")
+    if any(width < 1 for width in config.model.head_hidden):
+        raise ValueError(f"model.head_hidden must hold widths of at least 1, got {config.model.head_hidden}")
+    for section in _sections(config):
+        if hasattr(section, "validate"):
+            section.validate()
+
+
+def _sections(value: Any) -> list[Any]:
+    """Return every dataclass below `value`, itself left out."""
+    if dataclasses.is_dataclass(value):
+        children = [getattr(value, f.name) for f in dataclasses.fields(value)]
+    elif isinstance(value, dict):
+        children = list(value.values())
+    else:
+        return []
+    found = []
+    for child in children:
+        if dataclasses.is_dataclass(child):
+            found.append(child)
+        found += _sections(child)
+    return found

@@ -11,7 +11,7 @@ from mmjax.data.dataset import Task
 
 
 def example_losses(task: Task, logits: Array, label: Array, *, label_smoothing: float = 0.0) -> Array:
-    """Return the loss of each example, float32 [B].
+    """Return the loss of each example, [B], in float32 at least.
 
     classification: cross-entropy of logits [B, C] against label int [B], in nats, with `label_smoothing` of the mass
     spread over all classes; multilabel: mean over labels of the Bernoulli cross-entropy, label [B, L] of 0 and 1;
@@ -21,12 +21,12 @@ def example_losses(task: Task, logits: Array, label: Array, *, label_smoothing: 
     >>> example_losses(task, jnp.array([[0.0, 0.0]]), jnp.array([1])).tolist()
     [0.6931471824645996]
     """
-    logits = logits.astype(jnp.float32)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if task.kind == "classification":
-        targets = jax.nn.one_hot(label, task.num_outputs)
+        targets = jax.nn.one_hot(label, task.num_outputs, dtype=logits.dtype)
         targets = (1 - label_smoothing) * targets + label_smoothing / task.num_outputs
         return optax.softmax_cross_entropy(logits, targets)
-    label = label.astype(jnp.float32)
+    label = label.astype(logits.dtype)
     if task.kind == "multilabel":
         return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, label), axis=-1)
     return 0.5 * jnp.sum((logits - label) ** 2, axis=-1)

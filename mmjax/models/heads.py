@@ -47,6 +47,7 @@ class Head(nn.Module):
         for i, width in enumerate(self.hidden):
             x = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"dense_{i}")(x))
         last = nn.Dense(self.num_outputs, dtype=self.dtype, name="last")
-        logits = last(x).astype(jnp.float32)
+        logits = last(x)
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))  # bfloat16 ends here
         weights = last.variables["params"]
         return HeadOutput(logits, LastLayer(x, weights["kernel"], weights["bias"]))

@@ -1,0 +1,52 @@
+"""Data: where they come from, how they are checked, and how they become batches."""
+
+from __future__ import annotations
+
+from mmjax.config import DataConfig
+from mmjax.data.arrays import Npz, from_arrays, read_inputs
+from mmjax.data.avdigits import AvDigits
+from mmjax.data.avmnist import AvMnist
+from mmjax.data.batches import Batch, as_input, batch_indices, evaluation_batches, gather
+from mmjax.data.check import Report, describe
+from mmjax.data.dataset import Dataset, Splits, Task
+from mmjax.data.mfeat import Mfeat
+from mmjax.data.planted import Planted, PlantedTruth, planted_posterior, planted_truth
+from mmjax.data.standardize import Standardize
+from mmjax.data.validation import check_splits, select, validate
+
+SOURCES: dict[str, type[DataConfig]] = {
+    "avdigits": AvDigits,
+    "avmnist": AvMnist,
+    "mfeat": Mfeat,
+    "npz": Npz,
+    "planted": Planted,
+}
+"""The sources by their names; each class says in `needs` what it takes to load it."""
+
+__all__ = [
+    "SOURCES",
+    "AvDigits",
+    "AvMnist",
+    "Batch",
+    "Dataset",
+    "Mfeat",
+    "Npz",
+    "Planted",
+    "PlantedTruth",
+    "Report",
+    "Splits",
+    "Standardize",
+    "Task",
+    "as_input",
+    "batch_indices",
+    "check_splits",
+    "describe",
+    "evaluation_batches",
+    "from_arrays",
+    "gather",
+    "planted_posterior",
+    "planted_truth",
+    "read_inputs",
+    "select",
+    "validate",
+]

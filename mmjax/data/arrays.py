@@ -1,0 +1,275 @@
+"""One's own data: NumPy arrays in memory, or an npz file with one array a modality, `label` and optionally `split`."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, get_args
+
+import numpy as np
+
+from mmjax.config import DataConfig
+from mmjax.data.dataset import Dataset, Splits, Task, TaskKind
+from mmjax.data.splitting import TRAIN, assign, split_problems
+from mmjax.data.standardize import Standardize, fit_standardize
+from mmjax.data.validation import (
+    check_splits,
+    chosen_modalities,
+    infer_task,
+    input_problems,
+    label_problems,
+    label_warnings,
+    length_problems,
+    name_problems,
+    raise_problems,
+)
+
+TaskChoice = Literal["auto", "classification", "multilabel", "regression"]
+
+MISSING_UNSUPPORTED = (
+    "present: missing modalities are not supported yet; keep the examples that have every modality and remove `present`"
+)
+
+
+def array_problems(
+    inputs: Mapping[str, np.ndarray],
+    label: np.ndarray,
+    split: np.ndarray | None = None,
+    *,
+    task: TaskChoice = "auto",
+    num_outputs: int = 0,
+    images: Iterable[str] = (),
+) -> list[str]:
+    """Return everything that keeps arrays from being a data set; empty if nothing does.
+
+    >>> array_problems({"a": np.ones((2, 3))}, np.array([0, 1, 1]))
+    ['a has 2 examples, but label has 3; all arrays must have the same length']
+    """
+    problems = [] if inputs else ["no modality: there must be at least one array besides label"]
+    for name, array in inputs.items():
+        problems += name_problems(name) + input_problems(name, array)
+    if task not in get_args(TaskChoice):
+        problems.append(f"task must be one of {', '.join(get_args(TaskChoice))}; got {task!r}")
+    else:
+        problems += label_problems(label, infer_task(label) if task == "auto" else task, num_outputs)
+    if label.ndim:
+        problems += length_problems(label, {**inputs, **({} if split is None else {"split": split})})
+    if split is not None:
+        problems += split_problems(split)
+    for name in images:
+        if name not in inputs:
+            problems.append(f"images names {name!r}, which is not a modality ({', '.join(sorted(inputs))})")
+        elif inputs[name].ndim not in (3, 4):
+            problems.append(f"images names {name}, whose shape is {inputs[name].shape}; an image is [N, H, W(, C)]")
+    return problems
+
+
+def from_arrays(
+    inputs: Mapping[str, np.ndarray],
+    label: np.ndarray,
+    *,
+    split: np.ndarray | None = None,
+    task: TaskChoice = "auto",
+    num_outputs: int = 0,
+    label_names: tuple[str, ...] = (),
+    images: Iterable[str] = (),
+    standardize: bool = True,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    split_seed: int = 0,
+) -> Splits:
+    """Make training, validation and test split of arrays in memory; any number of modalities >= 1.
+
+    inputs: {modality: [N, ...] numbers}: vector [N, D], sequence [N, T, F], image [N, H, W, C]. A uint8 array of
+      three axes, or one named in `images`, is an image [N, H, W] and gets its channel axis.
+    label: integers [N] (classification), 0 and 1 [N, L] (multilabel) or floats [N] or [N, L] (regression).
+    split: "train", "validation", "test" or 0, 1, 2, an entry an example. Without it, or without validation examples
+      in it, examples are drawn with `split_seed`, stratified by class, the same for the same seed and data.
+    task: "auto" takes the kind from `label`.  num_outputs: number of classes; 0: highest label + 1.
+    standardize: give every feature of the last axis (dimension, spectral bin, colour channel) mean 0 and standard
+      deviation 1 over training. All numbers are treated alike, pixels and counts too, since a modality whose scale
+      is off learns at another speed, and that imbalance would be the file's and not the data's. It is done in
+      `preprocess`, so the arrays and later inputs stay raw.
+
+    Warns (UserWarning) of classes that training lacks and of labels that look like another kind of task.
+
+    Raises:
+      ValueError: everything that `array_problems` finds, in one message; fractions or seed out of range.
+
+    >>> rng = np.random.default_rng(0)
+    >>> splits = from_arrays({"a": rng.normal(size=(20, 3)), "b": rng.normal(size=(20, 5))}, np.arange(20) % 2)
+    >>> len(splits.train), len(splits.validation), len(splits.test), splits.train.task.kind
+    (14, 2, 4, 'classification')
+    """
+    inputs = {name: np.asarray(array) for name, array in inputs.items()}
+    label = np.asarray(label)
+    split = None if split is None else np.asarray(split)
+    images = set(images)
+    problems = array_problems(inputs, label, split, task=task, num_outputs=num_outputs, images=images)
+    raise_problems("", problems)
+    kind: TaskKind | None = infer_task(label) if task == "auto" else task
+    assert kind is not None  # array_problems reports labels that leave it open
+    if task == "auto":
+        for warning in label_warnings(label, kind):
+            warnings.warn(warning, UserWarning, stacklevel=2)
+    label = stored_label(label, kind)
+    outputs = int(label.max()) + 1 if kind == "classification" else label.shape[1]
+    meaning = Task(kind, num_outputs or outputs, label_names)
+    codes = assign(
+        split,
+        label if kind == "classification" else np.zeros(len(label), np.int8),
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        seed=split_seed,
+    )
+    training = codes == TRAIN
+    preprocess: dict[str, Standardize] = {}
+    for name, array in inputs.items():
+        add_channel = array.ndim == 3 and (name in images or array.dtype == np.uint8)
+        if standardize:
+            preprocess[name] = fit_standardize(array[training], add_channel=add_channel)
+        elif add_channel:
+            preprocess[name] = Standardize((0.0,), (1.0,), add_channel=True)
+
+    def part(code: int) -> Dataset:
+        chosen = np.flatnonzero(codes == code)
+        arrays = {name: stored_input(array[chosen]) for name, array in inputs.items()}
+        return Dataset(arrays, label[chosen], meaning, preprocess)
+
+    return check_splits(Splits(part(0), part(1), part(2)))
+
+
+def stored_input(array: np.ndarray) -> np.ndarray:
+    """Return inputs as they are kept: uint8 as it is (a batch becomes float32 when it is gathered), else float32.
+
+    Integers are numbers here, not token numbers.
+
+    >>> stored_input(np.array([[1, 2]])).dtype
+    dtype('float32')
+    """
+    return array if array.dtype == np.uint8 else array.astype(np.float32, copy=False)
+
+
+def stored_label(label: np.ndarray, kind: TaskKind) -> np.ndarray:
+    """Return labels as they are kept: int32 [N] for classification, else float32 [N, L].
+
+    >>> stored_label(np.array([0.5, 2.0]), "regression").shape
+    (2, 1)
+    """
+    if kind == "classification":
+        return label.astype(np.int32)
+    return label.reshape(len(label), -1).astype(np.float32)
+
+
+def read_npz(path: str | Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return the arrays of an npz file by name, and what kept others from being read. Never unpickles.
+
+    Raises:
+      FileNotFoundError: no file at `path`.
+      ValueError: a file that is not an npz archive.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path: no file at {str(path)!r}; give an npz file (numpy.savez)")
+    arrays, problems = {}, []
+    with path.open("rb") as file:  # opened here: numpy leaves a file that it cannot read open
+        try:
+            archive = np.load(file, allow_pickle=False)
+        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is not an npz file (numpy.savez): {error}") from None
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError(f"{path} holds one bare array; an npz file (numpy.savez) has one a modality, and label")
+        for name in archive.files:
+            try:
+                arrays[name] = archive[name]
+            except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+                why = "it holds Python objects" if "allow_pickle" in str(error) else str(error)
+                problems.append(f"{name} cannot be read: {why}; store plain numbers or strings")
+    return arrays, problems
+
+
+def read_inputs(path: str | Path, modalities: Iterable[str]) -> dict[str, np.ndarray]:
+    """Return the inputs of `modalities` from an npz file, for prediction; its other arrays are not looked at.
+
+    Raises:
+      FileNotFoundError: no file at `path`.
+      ValueError: a modality that is missing or cannot be read, lengths that differ, NaN or infinite values.
+    """
+    arrays, unreadable = read_npz(path)
+    wanted = tuple(modalities)
+    problems = [problem for problem in unreadable if problem.split(" ", 1)[0] in wanted]
+    if "present" in arrays:
+        problems.append(MISSING_UNSUPPORTED)
+    raise_problems(str(path), problems)
+    names = chosen_modalities(wanted, (name for name in arrays if name not in ("label", "split")))
+    inputs = {name: arrays[name] for name in names}
+    raise_problems(str(path), (problem for name in names for problem in input_problems(name, inputs[name])))
+    if len({len(array) for array in inputs.values()}) > 1:
+        lengths = ", ".join(f"{name} {len(array)}" for name, array in inputs.items())
+        raise ValueError(f"{path}: all modalities must have the same number of examples, got {lengths}")
+    return {name: stored_input(array) for name, array in inputs.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Npz(DataConfig):
+    """One's own arrays, in an npz file.
+
+    The file holds one array a modality, `label`, and optionally `split`, as `from_arrays` takes them.
+    """
+
+    name: str = "npz"
+    path: str = ""
+    """The npz file."""
+    task: TaskChoice = "auto"
+    """What the labels are; auto: integers [N] are classes, 0 and 1 [N, L] labels, other floats real values."""
+    num_outputs: int = 0
+    """Number of classes; 0: highest label + 1."""
+    images: tuple[str, ...] = ()
+    """Modalities that are images [N, H, W] without a channel axis (uint8 arrays of that shape are taken so)."""
+    standardize: bool = True
+    """Give every feature mean 0 and standard deviation 1 over the training split."""
+    validation_fraction: float = 0.1
+    """Share for validation where the file has no `split`; of training where `split` names no validation example."""
+    test_fraction: float = 0.2
+    """Share for the test where the file has no `split`."""
+    split_seed: int = 0
+    """Seed of the splits that are drawn."""
+
+    needs: ClassVar[str] = "an npz file: one array a modality, label, and optionally split (--data.path FILE)"
+
+    def load(self) -> Splits:
+        """Read the file, check all of it, and return its splits.
+
+        Raises:
+          FileNotFoundError: no file at `path`.
+          ValueError: whatever is wrong with the arrays (`mmjax data check FILE` lists it too).
+        """
+        if not self.path:
+            raise ValueError("data.path is empty; name the npz file to load")
+        arrays, problems = read_npz(self.path)
+        if "present" in arrays:
+            problems.append(MISSING_UNSUPPORTED)
+        if "label" not in arrays and not any(problem.startswith("label ") for problem in problems):
+            problems.append("there is no array `label`")
+        raise_problems(self.path, problems)
+        held = [name for name in arrays if name not in ("label", "split")]
+        names = chosen_modalities(self.modalities, held)
+        try:
+            return from_arrays(
+                {name: arrays[name] for name in names},
+                arrays["label"],
+                split=arrays.get("split"),
+                task=self.task,
+                num_outputs=self.num_outputs,
+                images=self.images,
+                standardize=self.standardize,
+                validation_fraction=self.validation_fraction,
+                test_fraction=self.test_fraction,
+                split_seed=self.split_seed,
+            )
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None

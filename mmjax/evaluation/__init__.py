@@ -1,0 +1,1 @@
+"""Evaluation: metrics and late fusion; knows nothing of training."""

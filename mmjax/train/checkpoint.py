@@ -1,0 +1,72 @@
+"""Checkpoints by Orbax: the last state, to resume from, and the best on validation, to use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from mmjax.train.state import TrainState
+
+PyTree = Any
+
+
+class Checkpoints:
+    """Two series under `folder`: `last` (state and the loop's bookkeeping) and `best` (what predictions need).
+
+    Saving is asynchronous; a save that was cut off leaves a temporary folder that is ignored, and the one before it
+    stays until the new one is whole.
+    """
+
+    def __init__(self, folder: Path):
+        # the one before the newest is kept too: a kill may strike while the newest replaces it
+        self._last = ocp.CheckpointManager(folder / "last", options=ocp.CheckpointManagerOptions(max_to_keep=2))
+        self._best = ocp.CheckpointManager(folder / "best", options=ocp.CheckpointManagerOptions(max_to_keep=2))
+
+    def save_last(self, state: TrainState, loop: Mapping[str, Any]) -> None:
+        """Save everything a run needs to go on from this step. loop: plain JSON values."""
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), loop=ocp.args.JsonSave(dict(loop)))
+        self._save(self._last, int(state.step), args)
+
+    def save_best(self, step: int, variables: PyTree) -> None:
+        """Save the variables of the best model so far."""
+        self._save(self._best, step, ocp.args.Composite(variables=ocp.args.StandardSave(variables)))
+
+    @staticmethod
+    def _save(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite) -> None:
+        # An existing step is left alone (save would return False): a resumed run reproduces it bit for bit.
+        if step not in manager.all_steps():
+            manager.save(step, args=args)
+
+    def last_step(self) -> int | None:
+        """Return the newest step saved whole, or None."""
+        return self._last.latest_step()
+
+    def best_step(self) -> int | None:
+        """Return the newest best step saved whole, or None."""
+        return self._best.latest_step()
+
+    def restore_last(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Return the newest state, placed as `like` is, and the loop's bookkeeping."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(like)), loop=ocp.args.JsonRestore())
+        restored = self._last.restore(self._last.latest_step(), args=args)
+        return restored["state"], restored["loop"]
+
+    def restore_best(self, like: PyTree, step: int | None = None) -> PyTree:
+        """Return the variables of the best model (or those saved at `step`), placed as `like` is."""
+        args = ocp.args.Composite(variables=ocp.args.StandardRestore(_abstract(like)))
+        return self._best.restore(self._best.latest_step() if step is None else step, args=args)["variables"]
+
+    def close(self) -> None:
+        """Finish what is being written."""
+        for manager in (self._last, self._best):
+            manager.wait_until_finished()
+            manager.close()
+
+
+def _abstract(tree: PyTree) -> PyTree:
+    # with shardings: without them Orbax neither keeps NamedTuples nor knows where the arrays go
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

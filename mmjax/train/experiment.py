@@ -1,0 +1,104 @@
+"""From a configuration to everything static that a run needs; all of its checks come before any compilation."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import optax
+
+from mmjax.config import Config, MethodContext, validate
+from mmjax.data import Dataset, Splits, gather
+from mmjax.models.multimodal import build_model
+from mmjax.objectives import objective_names
+from mmjax.train.parallel import Route, make_route
+from mmjax.train.state import TrainState, create_state
+from mmjax.train.step import Inference, Training, prepare
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A configuration made concrete: data, what the pure functions close over, devices, and how long it all takes."""
+
+    config: Config
+    splits: Splits
+    training: Training
+    route: Route
+    names: tuple[str, ...]
+    total_steps: int
+    evaluate_every: int
+    checkpoint_every: int
+
+    def initial_state(self) -> TrainState:
+        """Return the state at step 0 (not yet placed)."""
+        example = gather(self.splits.train, np.zeros(1, np.int64)).inputs
+        inputs = prepare(self.training.inference, jax.tree.map(jax.numpy.asarray, example))
+        return create_state(self.training.inference.model, inputs, self.training.tx, len(self.names), self.config.train.seed)
+
+
+def build_experiment(config: Config, splits: Splits | None = None) -> Experiment:
+    """Load the data (unless given), choose the devices, build the model and the method.
+
+    Raises:
+      ValueError: a field out of range, a batch larger than the data or not divisible by the devices, options that the
+        task does not have.
+    """
+    validate(config)
+    splits = config.data.load() if splits is None else splits
+    train, task = config.train, splits.train.task
+    if train.batch_size > len(splits.train):
+        raise ValueError(
+            f"train.batch_size = {train.batch_size} is larger than the training split of {len(splits.train)} examples"
+        )
+    for option, default in (("label_smoothing", 0.0), ("class_weights", "none")):
+        if task.kind != "classification" and getattr(train, option) != default:
+            raise ValueError(f"train.{option} is for classification; the task here is {task.kind}")
+    route = make_route(train.parallel, train.devices, train.batch_size)
+    modalities = splits.train.modalities
+    names = objective_names(("fusion", *modalities))
+    steps_per_epoch = math.ceil(len(splits.train) / train.batch_size)
+    total_steps = math.ceil(train.epochs * len(splits.train) / train.batch_size)
+    context = MethodContext(
+        names=names,
+        num_examples=len(splits.train),
+        batch_size=train.batch_size,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
+    model = build_model(
+        config.model,
+        modalities,
+        task.num_outputs,
+        probe_heads=config.method.probe_heads,
+        axis_name=route.axis_name,
+    )
+    training = Training(
+        inference=Inference(model, task, splits.train.preprocess),
+        tx=optax.chain(config.method.build(context), config.optimizer.build(total_steps)),
+        label_smoothing=train.label_smoothing,
+        class_weights=_balanced(splits.train) if train.class_weights == "balanced" else None,
+        axis_name=route.axis_name,
+    )
+    evaluate_every = train.evaluate_every or steps_per_epoch
+    return Experiment(
+        config=config,
+        splits=splits,
+        training=training,
+        route=route,
+        names=names,
+        total_steps=total_steps,
+        evaluate_every=evaluate_every,
+        checkpoint_every=train.checkpoint_every or evaluate_every,
+    )
+
+
+def _balanced(train: Dataset) -> tuple[float, ...]:
+    counts = np.bincount(train.label, minlength=train.task.num_outputs)
+    if not counts.all():
+        warnings.warn(
+            f"class {int(np.argmin(counts))} has no training example; its class weight is 0", UserWarning, stacklevel=3
+        )
+    return tuple(np.where(counts > 0, len(train) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0.0).tolist())

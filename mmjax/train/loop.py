@@ -1,0 +1,290 @@
+"""The training loop: at every boundary evaluate, then checkpoint, then step; effects only when they are due."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.config import Config
+from mmjax.data import Batch, Splits, batch_indices, gather
+from mmjax.evaluation.metrics import loss_name, score_name
+from mmjax.train import journal
+from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.experiment import Experiment, build_experiment
+from mmjax.train.observer import Observer
+from mmjax.train.predictor import Predictor
+from mmjax.train.run import Run
+from mmjax.train.signature import write_signature
+from mmjax.train.state import TrainState
+from mmjax.train.step import StepMetrics, measure_gradients, train_step
+
+PyTree = Any
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss or the update became NaN or infinite; `.step` and `.objective` say where."""
+
+    def __init__(self, step: int, objective: str, checkpoint: int | None):
+        self.step, self.objective = step, objective
+        kept = "no checkpoint had been saved yet" if checkpoint is None else f"the checkpoint of step {checkpoint} is kept"
+        what = "the update" if objective == "update" else f"the loss of objective {objective!r}"
+        super().__init__(f"{what} is not finite at step {step}; {kept}. Lower the learning rate or check the data.")
+
+
+@dataclass(frozen=True)
+class _Bookkeeping:
+    """What the loop itself remembers; saved beside the state, as JSON."""
+
+    best_value: float | None = None
+    best_step: int = -1
+    evaluations_without_better: int = 0
+    stopped: bool = False
+    wall_seconds: float = 0.0
+
+
+def fit(
+    config: Config,
+    workdir: str | Path | None = None,
+    *,
+    splits: Splits | None = None,
+    observer: Observer | None = None,
+) -> Run:
+    """Train as `config` says, choose the best model on validation, and look at the test split once, at the end.
+
+    workdir: where configuration, metrics and checkpoints go; if the same run was interrupted there, it goes on, bit for
+    bit as if it had not been (on the same devices). None: nothing is written.
+    splits: data to use in place of `config.data.load()`. observer: hears of compilation, metrics and notes.
+
+    Returns the `Run`: `.metrics` (of the test split, "fusion/accuracy" and so on, with wall_seconds, compile_seconds and
+    steps_per_second), `.params`, `.predict`.
+
+    Raises:
+      ValueError: a configuration or data that cannot work; before anything is compiled.
+      NonFiniteError: a loss or the update became NaN or infinite.
+      OSError: the work folder cannot be written.
+
+    >>> from mmjax.train.optimizer import AdamConfig
+    >>> from mmjax.data import Planted
+    >>> from mmjax.optim import UniformConfig
+    >>> from mmjax.config import Config, TrainConfig
+    >>> train = TrainConfig(epochs=1, batch_size=32, monitor_every=0, devices=1)
+    >>> run = fit(Config(data=Planted(), method=UniformConfig(), optimizer=AdamConfig(), train=train))
+    >>> 0.0 <= run.metrics["fusion/accuracy"] <= 1.0
+    True
+    """
+    experiment = build_experiment(config, splits)
+    folder = None if workdir is None else Path(workdir).absolute()
+    if folder is not None:
+        journal.open_workdir(folder, config)
+        write_signature(folder, experiment.splits.train)
+    return _Loop(experiment, folder, observer or Observer()).run()
+
+
+class _Loop:
+    """One run's effects in order. The pure work is in `step.py`."""
+
+    def __init__(self, experiment: Experiment, folder: Path | None, observer: Observer):
+        self.experiment, self.folder, self.observer = experiment, folder, observer
+        self.predictor = Predictor(experiment.training.inference, experiment.route)
+        self.checkpoints = None if folder is None else Checkpoints(folder / journal.CHECKPOINTS)
+        self.file: journal.MetricsFile | None = None
+        self.books = _Bookkeeping()
+        self.best: PyTree = None
+        self.pending: list[StepMetrics] = []
+        self.measured: list[tuple[int, dict[str, Any]]] = []
+
+    def run(self) -> Run:
+        try:
+            return self._run()
+        finally:
+            if self.checkpoints is not None:
+                self.checkpoints.close()
+            if self.file is not None:
+                self.file.close()
+
+    def _run(self) -> Run:
+        experiment, route = self.experiment, self.experiment.route
+        local, first = self._restore(jax.device_put(experiment.initial_state(), route.replicated))
+        test = self._open_metrics(first)
+        total, train = experiment.total_steps, experiment.config.train
+        self.observer.started(experiment.names, total, first)
+        if first:
+            self.observer.note(f"resuming at step {first}")
+        if test is not None:  # nothing is left to do, and the test split has been looked at already
+            return self._finish(local, {k: v for k, v in test.items() if k not in ("step", "kind", "best_step")})
+
+        compile_seconds, steps_taken = 0.0, 0
+        state = route.place_state(local)
+        del local
+        started = time.perf_counter()
+        if first < total and not self.books.stopped:
+            batch = route.place_batch(self._batch(first))
+            step_program, measure_program = self._compile(state, batch)
+            compile_seconds = time.perf_counter() - started
+            self.observer.compiled(compile_seconds)
+            loop_started = window_started = time.perf_counter()
+            aside = 0.0  # seconds of evaluating and saving, which are no part of the steps' rate
+            for step in range(first, total):
+                if step > first:
+                    batch = route.place_batch(self._batch(step))
+                if measure_program is not None and step % train.monitor_every == 0:
+                    self.measured.append((step, measure_program(state, batch)))
+                state, metrics = step_program(state, batch)
+                self.pending.append(metrics)
+                steps_taken += 1
+                done = step + 1
+                evaluate = done % experiment.evaluate_every == 0 or done == total
+                save = done % experiment.checkpoint_every == 0 or done == total
+                if done % train.log_every == 0 or evaluate or save:
+                    self._flush(done, state, window_started)
+                    window_started = time.perf_counter()
+                if evaluate or save:
+                    pause = time.perf_counter()
+                    local = route.local_state(state)
+                    if evaluate:
+                        self._evaluate(done, local)
+                    elapsed = time.perf_counter() - started
+                    if save or self.books.stopped:
+                        self._save(local, elapsed)
+                    del local
+                    window_started = time.perf_counter()
+                    aside += window_started - pause
+                if self.books.stopped:
+                    self.observer.note(f"stopped early at step {done}: best at step {self.books.best_step}")
+                    break
+            loop_seconds = time.perf_counter() - loop_started - aside
+        else:
+            loop_seconds = 0.0
+        wall = self.books.wall_seconds + time.perf_counter() - started
+        timing = {
+            "wall_seconds": wall,
+            "compile_seconds": compile_seconds,
+            "steps_per_second": steps_taken / loop_seconds if loop_seconds else 0.0,
+        }
+        final = route.local_state(state)
+        test_metrics = self.predictor.metrics(self._best_variables(final), experiment.splits.test) | timing
+        self._row({"step": int(final.step), "kind": "test", "best_step": self.books.best_step} | test_metrics)
+        return self._finish(final, test_metrics)
+
+    # -- programs ----------------------------------------------------------------------------------------------------
+
+    def _compile(self, state: PyTree, batch: Batch) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+        experiment = self.experiment
+        step = experiment.route.compile(partial(train_step, experiment.training), state, batch, donate=True)
+        if not experiment.config.train.monitor_every:
+            return step, None
+        measure = experiment.route.compile(partial(measure_gradients, experiment.training), state, batch, donate=False)
+        return step, measure
+
+    def _batch(self, step: int) -> Batch:
+        train, data = self.experiment.config.train, self.experiment.splits.train
+        return gather(data, batch_indices(train.seed, step, len(data), train.batch_size))
+
+    # -- boundaries --------------------------------------------------------------------------------------------------
+
+    def _flush(self, done: int, state: PyTree, window_started: float) -> None:
+        """Fetch what the steps since the last flush told, check it, write it."""
+        experiment, names = self.experiment, self.experiment.names
+        pending, first_bad = experiment.route.read((self.pending, state.first_bad))
+        measured = experiment.route.read([values for _, values in self.measured])
+        seconds = time.perf_counter() - window_started
+        for (step, _), values in zip(self.measured, measured, strict=True):
+            self._row({"step": step, "kind": "gradients"} | {k: float(v) for k, v in values.items()})
+        values = np.mean([m.values for m in pending], axis=0, dtype=np.float64)
+        weights = np.mean([m.weights for m in pending], axis=0, dtype=np.float64)
+        row: dict[str, Any] = {"step": done, "kind": "train"}
+        row |= {f"loss/{name}": float(v) for name, v in zip(names, values, strict=True)}
+        row |= {f"weight/{name}": float(w) for name, w in zip(names, weights, strict=True)}
+        row["steps_per_second"] = len(pending) / seconds
+        self.pending, self.measured = [], []
+        if (first_bad >= 0).any():
+            happened = np.where(first_bad >= 0, first_bad, np.iinfo(np.int32).max)
+            worst = int(np.argmin(happened))  # the first in time, and among equals the first objective
+            raise NonFiniteError(int(happened[worst]), (*names, "update")[worst], self._last_checkpoint())
+        self._row(row)
+
+    def _evaluate(self, done: int, local: TrainState) -> None:
+        experiment, train = self.experiment, self.experiment.config.train
+        task = experiment.splits.train.task
+        metrics = self.predictor.metrics(_variables(local), experiment.splits.validation)
+        row = {"step": done, "kind": "validation"} | metrics
+        row |= {f"score/{name}": metrics[f"{name}/{score_name(task)}"] for name in experiment.names}
+        self._row(row)
+        by_loss = train.select == "loss"
+        value = metrics[f"fusion/{loss_name(task)}"] if by_loss else -metrics[f"fusion/{score_name(task)}"]
+        if self.books.best_value is None or value < self.books.best_value:
+            self.books = dataclasses.replace(
+                self.books, best_value=value, best_step=done, evaluations_without_better=0
+            )
+            self.best = _copy(_variables(local))
+            if self.checkpoints is not None:
+                self.checkpoints.save_best(done, self.best)
+        else:
+            waited = self.books.evaluations_without_better + 1
+            stop = bool(train.early_stopping) and waited >= train.early_stopping
+            self.books = dataclasses.replace(self.books, evaluations_without_better=waited, stopped=stop)
+
+    def _save(self, local: TrainState, elapsed: float) -> None:
+        if self.checkpoints is not None:
+            books = dataclasses.replace(self.books, wall_seconds=self.books.wall_seconds + elapsed)
+            self.checkpoints.save_last(_copy(local), dataclasses.asdict(books))
+
+    # -- resuming and finishing --------------------------------------------------------------------------------------
+
+    def _restore(self, fresh: TrainState) -> tuple[TrainState, int]:
+        if self.checkpoints is None or self.checkpoints.last_step() is None:
+            return fresh, 0
+        state, books = self.checkpoints.restore_last(fresh)
+        self.books = _Bookkeeping(**books)
+        if self.books.best_step >= 0:
+            self.best = self.checkpoints.restore_best(_variables(fresh), self.books.best_step)
+        return state, int(state.step)
+
+    def _open_metrics(self, first: int) -> dict[str, Any] | None:
+        """Open metrics.jsonl; return its test row if the run had come to its end."""
+        if self.folder is None:
+            return None
+        path = self.folder / journal.METRICS
+        self.file = journal.MetricsFile(path, first)
+        return next((row for row in journal.read_rows(path) if row["kind"] == "test"), None)
+
+    def _best_variables(self, local: TrainState) -> PyTree:
+        return _variables(local) if self.best is None else self.best
+
+    def _last_checkpoint(self) -> int | None:
+        return None if self.checkpoints is None else self.checkpoints.last_step()
+
+    def _row(self, row: dict[str, Any]) -> None:
+        if self.file is not None:
+            self.file.write(row)
+        self.observer.row(row)
+
+    def _finish(self, local: TrainState, metrics: dict[str, Any]) -> Run:
+        experiment = self.experiment
+        return Run(
+            config=experiment.config,
+            inference=experiment.training.inference,
+            route=experiment.route,
+            variables=self._best_variables(local),
+            metrics=metrics,
+            modalities={m: tuple(x.shape[1:]) for m, x in experiment.splits.train.inputs.items()},
+            workdir=self.folder,
+        )
+
+
+def _variables(state: TrainState) -> PyTree:
+    return {"params": state.params, **state.model_state}
+
+
+def _copy(tree: PyTree) -> PyTree:
+    """Copy what outlives the next step, which is given the state's memory."""
+    return jax.tree.map(jnp.copy, tree)

@@ -1,0 +1,45 @@
+"""The forward pass over whole datasets, compiled once a batch shape."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmjax.data import Dataset, evaluation_batches
+from mmjax.evaluation.metrics import task_metrics
+from mmjax.train.parallel import Route
+from mmjax.train.step import Inference, forward
+
+PyTree = Any
+
+BATCH = 512  # examples a forward pass: large enough to be fast, small enough for any memory
+
+
+class Predictor:
+    """Logits of every expert for every example of a dataset, in order; padding never shows."""
+
+    def __init__(self, inference: Inference, route: Route):
+        self._route = route
+        self._forward = jax.jit(partial(forward, inference), out_shardings=route.replicated)
+
+    def logits(self, variables: PyTree, dataset: Dataset) -> dict[str, np.ndarray]:
+        """Return {"fusion": float32 [N, C], modality: [N, C]}. variables: {"params": ..., and the model's other collections}."""
+        devices = len(self._route.devices)
+        size = -(-min(BATCH, len(dataset)) // devices) * devices
+        parts = []
+        for batch in evaluation_batches(dataset, size):
+            inputs = jax.device_put(batch.inputs, self._route.sharded)
+            parts.append(self._forward(variables, inputs))
+        host = jax.device_get(parts)
+        return {name: np.concatenate([part[name] for part in host])[: len(dataset)] for name in host[0]}
+
+    def metrics(self, variables: PyTree, dataset: Dataset) -> dict[str, float]:
+        """Return {"fusion/accuracy": ..., "image/nll": ..., ...}: the task's metrics of every expert."""
+        return {
+            f"{name}/{metric}": value
+            for name, logits in self.logits(variables, dataset).items()
+            for metric, value in task_metrics(dataset.task, logits, dataset.label).items()
+        }

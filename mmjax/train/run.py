@@ -1,0 +1,124 @@
+"""A trained model at hand: predict, evaluate, load from a work folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmjax.config import Config
+from mmjax.data import Dataset
+from mmjax.evaluation.metrics import probabilities
+from mmjax.models.multimodal import build_model
+from mmjax.train import journal
+from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.parallel import Route, make_route
+from mmjax.train.predictor import Predictor
+from mmjax.train.signature import example_inputs, read_signature
+from mmjax.train.step import Inference, prepare
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class Run:
+    """The outcome of `fit` or `load`: the best model on validation, and how it did.
+
+    metrics: of the test split where it was evaluated, else empty. variables: {"params": ..., and the model's other collections}.
+    modalities: {modality: shape of one example}.
+    """
+
+    config: Config
+    inference: Inference
+    route: Route
+    variables: PyTree
+    metrics: dict[str, Any]
+    modalities: dict[str, tuple[int, ...]]
+    workdir: Path | None = None
+
+    @property
+    def params(self) -> PyTree:
+        """The model's parameters."""
+        return self.variables["params"]
+
+    def predict(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return what every expert says of new inputs: {"fusion": [N, C], modality: [N, C]}.
+
+        inputs: {modality: [N, ...]}, as the data source gave them (preprocessing is the model's). Probabilities for
+        classification (rows sum to 1) and multi-label; values for regression.
+
+        Raises:
+          ValueError: a modality is missing or unknown, a shape or length differs, a value is not finite.
+        """
+        logits = Predictor(self.inference, self.route).logits(self.variables, self._dataset(inputs))
+        return {name: probabilities(self.inference.task, value) for name, value in logits.items()}
+
+    def _dataset(self, inputs: Mapping[str, np.ndarray]) -> Dataset:
+        if set(inputs) != set(self.modalities):
+            raise ValueError(f"inputs are of modalities {sorted(inputs)}; the model takes {sorted(self.modalities)}")
+        arrays = {m: np.asarray(x) for m, x in inputs.items()}
+        for m, array in arrays.items():
+            if array.shape[1:] != self.modalities[m] or array.ndim == 0 or len(array) == 0:
+                expected = "".join(f", {n}" for n in self.modalities[m])
+                raise ValueError(f"{m} has shape {array.shape}; expected [N{expected}] with N >= 1")
+            if array.dtype.kind not in "fiub":
+                raise ValueError(f"{m} has dtype {array.dtype}; expected numbers")
+            bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+            if len(bad):
+                raise ValueError(f"{m} has a NaN or infinite value, first in example {bad[0]}")
+        lengths = {m: len(x) for m, x in arrays.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"inputs differ in length: {lengths}")
+        n = next(iter(lengths.values()))
+        task = self.inference.task
+        label = np.zeros(n, np.int32) if task.kind == "classification" else np.zeros((n, task.num_outputs), np.float32)
+        return Dataset(arrays, label, task, self.inference.preprocess)
+
+
+def evaluate(run: Run, dataset: Dataset) -> dict[str, float]:
+    """Return the task's metrics of every expert on a dataset: {"fusion/accuracy": ..., "image/nll": ..., ...}.
+
+    Raises:
+      ValueError: the dataset's modalities or task differ from the model's.
+    """
+    if set(dataset.modalities) != set(run.modalities):
+        raise ValueError(f"the dataset has modalities {dataset.modalities}; the model takes {sorted(run.modalities)}")
+    task, own = dataset.task, run.inference.task
+    if (task.kind, task.num_outputs) != (own.kind, own.num_outputs):
+        raise ValueError(
+            f"the dataset is {task.kind} with {task.num_outputs} outputs; the model {own.kind} with {own.num_outputs}"
+        )
+    return Predictor(run.inference, run.route).metrics(run.variables, dataset)
+
+
+def load(workdir: str | Path) -> Run:
+    """Return the best model of a work folder, without its data.
+
+    Raises:
+      FileNotFoundError: no work folder of a run, or no model saved in it yet.
+    """
+    folder = Path(workdir).absolute()
+    config = journal.read_config(folder)
+    signature = read_signature(folder)
+    route = make_route("jit", 1, 1)
+    modalities = tuple(sorted(signature.shapes))
+    model = build_model(config.model, modalities, signature.task.num_outputs, probe_heads=config.method.probe_heads)
+    inference = Inference(model, signature.task, signature.preprocess)
+    inputs = prepare(inference, example_inputs(signature))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs, train=False))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=route.replicated), dict(shapes))
+    checkpoints = Checkpoints(folder / journal.CHECKPOINTS)
+    try:
+        if checkpoints.best_step() is None:
+            raise FileNotFoundError(f"{folder} holds no evaluated model yet: train it further first")
+        variables = checkpoints.restore_best(abstract)
+    finally:
+        checkpoints.close()
+    rows = journal.read_rows(folder / journal.METRICS)
+    test = next((row for row in rows if row["kind"] == "test"), {})
+    metrics = {k: v for k, v in test.items() if k not in ("step", "kind", "best_step")}
+    return Run(config, inference, route, variables, metrics, signature.shapes, folder)

@@ -1,0 +1,50 @@
+"""What a training run carries from step to step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from mmjax.models.multimodal import MultiModal
+
+PyTree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that changes in training; a pytree of arrays, donated from step to step.
+
+    step: int32, steps taken; params; model_state: collections besides params (running batch statistics); opt_state;
+    key: the run's key, constant (a step folds its number in); first_bad: int32 [K + 1], the step at which each
+    objective's loss, or last the update, was first not finite, -1 as long as it never was.
+    """
+
+    step: Array
+    params: PyTree
+    model_state: PyTree
+    opt_state: PyTree
+    key: Array
+    first_bad: Array
+
+
+def create_state(
+    model: MultiModal, example: PyTree, tx: optax.GradientTransformation, num_objectives: int, seed: int
+) -> TrainState:
+    """Initialise parameters and optimizer. example: inputs {modality: [1, ...]} as the model sees them."""
+    key = jax.random.key(seed)
+    init_key, run_key = jax.random.split(key)
+    variables = dict(model.init({"params": init_key}, example, train=False))
+    params = variables.pop("params")
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=variables,
+        opt_state=tx.init(params),
+        key=run_key,
+        first_bad=jnp.full(num_objectives + 1, -1, jnp.int32),
+    )

@@ -1,0 +1,269 @@
+"""The loop: resume bit for bit, devices, non-finite losses, predictions, work folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from mmjax.config import Config, ModelConfig, TrainConfig
+from mmjax.data import Planted, Splits, Task, batch_indices, from_arrays, gather
+from mmjax.models import LeNetConfig, MLPConfig, build_model
+from mmjax.optim import JointConfig, MimoConfig, UniformConfig
+from mmjax.train.experiment import build_experiment
+from mmjax.train.journal import read_rows
+from mmjax.train.loop import NonFiniteError, fit
+from mmjax.train.observer import Observer
+from mmjax.train.optimizer import AdamConfig, CosineConfig, SGDConfig
+from mmjax.train.run import evaluate, load
+from mmjax.train.step import train_step
+
+
+def arrays(n=96, seed=0, task="classification"):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 3, n)
+    inputs = {
+        "zoom": (np.eye(3)[label] + rng.normal(size=(n, 3))).astype(np.float32),
+        "audio": (np.eye(3)[label] + 2 * rng.normal(size=(n, 3))).astype(np.float32),
+    }
+    if task == "multilabel":
+        return inputs, np.stack([label > 0, label > 1], 1).astype(np.float32)
+    if task == "regression":
+        return inputs, (label + rng.normal(size=n)).astype(np.float32)
+    return inputs, label
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return from_arrays(*arrays())
+
+
+def config(**train) -> Config:
+    options = {"epochs": 4.0, "batch_size": 16, "devices": 1, "monitor_every": 5, "checkpoint_every": 6, "log_every": 4}
+    return Config(
+        data=Planted(),
+        model=ModelConfig(encoders={"audio": MLPConfig(width=8, norm="batch", dropout=0.2)}),
+        method=MimoConfig(),
+        optimizer=SGDConfig(learning_rate=0.05, schedule=CosineConfig(warmup_steps=3)),
+        train=TrainConfig(**(options | train)),
+    )
+
+
+def digest(tree) -> str:
+    leaves = [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
+    return hashlib.sha256(b"".join(leaves)).hexdigest()
+
+
+def comparable(rows):
+    timing = ("steps_per_second", "wall_seconds", "compile_seconds")
+    return [{k: v for k, v in row.items() if k not in timing} for row in rows]
+
+
+class _Interrupt(Observer):
+    def __init__(self, at):
+        self.at = at
+
+    def row(self, row):
+        if row["step"] >= self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("at", [3, 13])
+def test_interrupted_and_resumed_is_the_straight_run_bit_for_bit(splits, tmp_path, at):
+    straight = fit(config(), tmp_path / "straight", splits=splits)
+    with pytest.raises(KeyboardInterrupt):
+        fit(config(), tmp_path / "resumed", splits=splits, observer=_Interrupt(at))
+    resumed = fit(config(), tmp_path / "resumed", splits=splits)
+    assert digest(resumed.variables) == digest(straight.variables)
+    rows = [read_rows(tmp_path / name / "metrics.jsonl") for name in ("straight", "resumed")]
+    assert comparable(rows[1]) == comparable(rows[0])
+    again = fit(config(), tmp_path / "resumed", splits=splits)  # finished: nothing is done again
+    assert again.metrics == resumed.metrics
+    assert read_rows(tmp_path / "resumed" / "metrics.jsonl") == rows[1]
+
+
+def test_one_and_eight_devices_and_pmap_agree(splits):
+    """DESIGN: SGD in float32 to 1e-5; the trajectory includes batch norm, dropout and validation."""
+    one = fit(config(), splits=splits)
+    for options in ({"devices": 8}, {"devices": 8, "parallel": "pmap"}):
+        many = fit(config(**options), splits=splits)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), many.variables, one.variables)
+
+
+def widen(tree):
+    return jax.tree.map(lambda x: x.astype("float64") if x.dtype == "float32" else x, tree)
+
+
+def test_adam_on_eight_devices_in_float64(splits):
+    """Float32 rounding, amplified by Adam, hides mistakes; in float64 eight devices are one to 1e-9."""
+
+    def train(devices, parallel):
+        with jax.enable_x64(True):
+            options = config(devices=devices, parallel=parallel, batch_size=32)
+            adam = dataclasses.replace(
+                options, model=ModelConfig(), method=UniformConfig(), optimizer=AdamConfig(learning_rate=0.01)
+            )
+            experiment = build_experiment(adam, splits)
+            training = experiment.training
+            wide = build_model(
+                ModelConfig(dtype="float64"), splits.train.modalities, 3, axis_name=training.axis_name  # type: ignore[arg-type]
+            )
+            training = dataclasses.replace(training, inference=dataclasses.replace(training.inference, model=wide))
+            state = experiment.initial_state()
+            combiner, optimizer = state.opt_state  # the combiner's record stays in float32
+            state = state.replace(params=widen(state.params), opt_state=(combiner, widen(optimizer)))
+            route = experiment.route
+            state = route.place_state(state)
+
+            def place(t):
+                return route.place_batch(
+                    widen(gather(splits.train, batch_indices(0, t, len(splits.train), 32)))
+                )
+
+            program = route.compile(partial(train_step, training), state, place(0), donate=True)
+            for t in range(20):
+                state, _ = program(state, place(t))
+            return jax.device_get(route.local_state(state).params)
+
+    one = train(1, "jit")
+    assert jax.tree.leaves(one)[0].dtype == np.float64
+    for devices, parallel in ((8, "jit"), (8, "pmap")):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), train(devices, parallel), one
+        )
+
+
+def test_metrics_rows_are_whole_and_the_test_split_is_looked_at_once(splits, tmp_path):
+    run = fit(config(), tmp_path, splits=splits)
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    kinds = [row["kind"] for row in rows]
+    assert kinds.count("test") == 1 and kinds[-1] == "test"
+    assert {row["step"] for row in rows if row["kind"] == "gradients"} == set(range(0, rows[-1]["step"], 5))
+    assert {"weight/fusion", "weight/audio", "loss/zoom"} <= set(rows[1])
+    assert run.metrics["fusion/accuracy"] == rows[-1]["fusion/accuracy"]
+    assert {"config.json", "environment.json", "metrics.jsonl", "checkpoints"} <= {p.name for p in tmp_path.iterdir()}
+    assert json.loads((tmp_path / "environment.json").read_text())["versions"]["jax"] == jax.__version__
+
+
+def test_loaded_model_predicts_as_the_trained_one(splits, tmp_path):
+    run = fit(config(), tmp_path, splits=splits)
+    loaded = load(tmp_path)
+    inputs, _ = arrays(n=9, seed=1)
+    ours, theirs = run.predict(inputs), loaded.predict(inputs)
+    assert set(ours) == {"fusion", "audio", "zoom"} and ours["fusion"].shape == (9, 3)
+    np.testing.assert_allclose(ours["zoom"].sum(axis=1), 1, rtol=1e-6)
+    for name in ours:
+        np.testing.assert_allclose(theirs[name], ours[name], rtol=1e-6)
+    assert loaded.metrics == run.metrics
+    measured = evaluate(loaded, splits.test)
+    np.testing.assert_allclose(measured["fusion/nll"], run.metrics["fusion/nll"], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"zoom has shape \(9, 2\); expected \[N, 3\]"):
+        run.predict(inputs | {"zoom": inputs["zoom"][:, :2]})
+    with pytest.raises(ValueError, match="modalities"):
+        run.predict({"zoom": inputs["zoom"]})
+    with pytest.raises(ValueError, match="audio has a NaN or infinite value, first in example 4"):
+        bad = inputs["audio"].copy()
+        bad[4, 1] = np.nan
+        run.predict(inputs | {"audio": bad})
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_other_tasks_train(task, tmp_path):
+    other = from_arrays(*arrays(task=task))
+    assert other.train.task.kind == task
+    run = fit(config(epochs=2), tmp_path, splits=other)
+    score = {"multilabel": "map", "regression": "r2"}[task]
+    assert np.isfinite(run.metrics[f"fusion/{score}"])
+    assert load(tmp_path).predict(arrays(n=4)[0])["fusion"].shape == (4, 2 if task == "multilabel" else 1)
+    with pytest.raises(ValueError, match="label_smoothing is for classification"):
+        fit(config(label_smoothing=0.1), splits=other)
+
+
+def test_one_modality_trains(splits):
+    one = from_arrays({"only": arrays()[0]["zoom"]}, arrays()[1])
+    run = fit(dataclasses.replace(config(), model=ModelConfig(), method=JointConfig()), splits=one)
+    assert run.metrics["fusion/accuracy"] > 0.4
+
+
+def test_smoothing_weights_and_early_stopping(splits, tmp_path):
+    options = config(label_smoothing=0.1, class_weights="balanced", early_stopping=1, epochs=50.0, log_every=50)
+    run = fit(dataclasses.replace(options, method=UniformConfig()), tmp_path, splits=splits)
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    validation = [row for row in rows if row["kind"] == "validation"]
+    best = min(validation, key=lambda row: row["fusion/nll"])
+    assert validation[-1]["step"] < 50 * len(splits.train) / 16 - 6  # it did stop early
+    assert rows[-1]["best_step"] == best["step"]
+    measured = evaluate(run, splits.validation)
+    np.testing.assert_allclose(measured["fusion/nll"], best["fusion/nll"], rtol=1e-5)  # the best, not the last
+    resumed = fit(dataclasses.replace(options, method=UniformConfig()), tmp_path, splits=splits)
+    assert resumed.metrics == run.metrics
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_good_checkpoint(tmp_path, parallel):
+    inputs, label = arrays()
+    data = from_arrays(inputs, label)
+    poisoned = {m: np.array(data.train.inputs[m]) for m in data.train.modalities}
+    steps = config(parallel=parallel, batch_size=8, devices=8 if parallel == "pmap" else 1)
+    seen = np.concatenate([batch_indices(0, t, len(data.train), 8) for t in range(8)])
+    late = np.setdiff1d(np.arange(len(data.train)), seen)
+    if not len(late):
+        late = batch_indices(0, 8, len(data.train), 8)
+    first = min(t for t in range(40) if np.isin(batch_indices(0, t, len(data.train), 8), late[:1]).any())
+    poisoned["audio"][late[0]] = np.inf  # after loading, so that no check of the data sees it
+    bad = dataclasses.replace(data, train=dataclasses.replace(data.train, inputs=poisoned))
+    with pytest.raises(NonFiniteError, match=f"not finite at step {first}") as error:
+        fit(steps, tmp_path, splits=bad)
+    assert error.value.step == first and error.value.objective in ("fusion", "audio")
+    kept = sorted(int(p.name) for p in (tmp_path / "checkpoints" / "last").iterdir() if p.name.isdigit())
+    assert kept == [] or kept[-1] <= first
+    assert not any("NaN" in line for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+
+
+def test_the_hot_loop_transfers_nothing_unasked(splits):
+    class Guard(Observer):
+        def compiled(self, seconds):
+            jax.config.update("jax_transfer_guard", "disallow")
+
+    try:
+        run = fit(config(epochs=1), splits=splits, observer=Guard())
+    finally:
+        jax.config.update("jax_transfer_guard", "allow")
+    assert run.metrics
+
+
+def test_mistakes_are_named_before_anything_is_compiled(splits, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmjax.train.parallel.Route.compile", lambda *a, **k: pytest.fail("compiled"))
+    cases = {
+        "larger than the training split": config(batch_size=1000),
+        "does not divide evenly over 8 devices": config(batch_size=12, devices=8),
+        "there are only": config(devices=99),
+        "train.epochs must be above 0": config(epochs=0),
+        "model.encoders.sound": dataclasses.replace(config(), model=ModelConfig(encoders={"sound": MLPConfig()})),
+        "LeNet": dataclasses.replace(config(), model=ModelConfig(encoders={"zoom": LeNetConfig()})),
+        "method.penalty must be": dataclasses.replace(config(), method=MimoConfig(penalty=-1.0)),
+    }
+    for message, wrong in cases.items():
+        with pytest.raises(ValueError, match=message):
+            fit(wrong, splits=splits)
+
+
+def test_a_work_folder_of_another_run_is_refused(splits, tmp_path):
+    fit(config(epochs=1), tmp_path, splits=splits)
+    with pytest.raises(ValueError, match="train.seed is 0 there and 1 here"):
+        fit(config(epochs=1, seed=1), tmp_path, splits=splits)
+    with pytest.raises(FileNotFoundError, match="not a work folder"):
+        load(tmp_path / "elsewhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot be written"):
+        fit(config(), tmp_path / "file" / "below", splits=splits)
+
+
+def test_task_is_kept(tmp_path, splits):
+    fit(config(epochs=1), tmp_path, splits=splits)
+    assert load(tmp_path).inference.task == Task("classification", 3, splits.train.task.label_names)
