@@ -176,6 +176,7 @@ class Config:
     """A whole experiment."""
 
     data: DataConfig
+    """Where the data come from (`mmjax data list`)."""
     method: MethodConfig
     optimizer: OptimizerConfig
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -13,6 +13,7 @@ import numpy as np
 
 from mmjax.config import DataConfig
 from mmjax.data.dataset import Dataset, Splits, Task
+from mmjax.data.validation import check_splits, chosen_modalities
 
 _FILE = "avdigits.npz"
 _TASK = Task("classification", 10, tuple(str(digit) for digit in range(10)))
@@ -42,11 +43,7 @@ class AvDigits(DataConfig):
         """Load the three splits; only `self.modalities` of them."""
         with resources.files("mmjax.data").joinpath(_FILE).open("rb") as file, np.load(file) as stored:
             arrays = {key: stored[key] for key in stored.files}
-        held = ("audio", "image")
-        chosen = self.modalities or held
-        for modality in chosen:
-            if modality not in held:
-                raise ValueError(f"data.modalities: avdigits holds {' and '.join(held)}, not {modality!r}")
+        chosen = chosen_modalities(self.modalities, ("audio", "image"))
         moments = {m: (arrays[f"train_{m}"].mean(), arrays[f"train_{m}"].std()) for m in chosen}
 
         def split(name: str) -> Dataset:
@@ -55,7 +52,7 @@ class AvDigits(DataConfig):
                 inputs["image"] = inputs["image"][..., None]
             return Dataset(inputs, arrays[f"{name}_label"].astype(np.int32), _TASK)
 
-        return Splits(split("train"), split("validation"), split("test"))
+        return check_splits(Splits(split("train"), split("validation"), split("test")))
 
 
 def _standardise(values: np.ndarray, mean: float, std: float) -> np.ndarray:

@@ -23,6 +23,7 @@ from mmjax.config import DataConfig
 from mmjax.data.audio import Spectrogram
 from mmjax.data.dataset import ArrayLike, Dataset, Splits, Task
 from mmjax.data.idx import read_idx
+from mmjax.data.validation import check_splits, chosen_modalities
 
 RATE = 8000
 """Samples of a waveform: one second at 8 kHz."""
@@ -133,10 +134,7 @@ class AvMnist(DataConfig):
         """Load the three splits; only `self.modalities` of them."""
         if self.size not in SIZES:
             raise ValueError(f"data.size={self.size!r}: take one of {', '.join(SIZES)}")
-        held = ("audio", "image")
-        for modality in self.modalities:
-            if modality not in held:
-                raise ValueError(f"data.modalities: avmnist holds {' and '.join(held)}, not {modality!r}")
+        chosen = chosen_modalities(self.modalities, ("audio", "image"))
         folder = Path(self.path)
         manifest = _read_manifest(folder)
         arrays = {name: _read_array(folder, name, manifest) for name in _ARRAYS}
@@ -152,12 +150,12 @@ class AvMnist(DataConfig):
                 raise ValueError(f"data.num_{name}={counts[name]}: {self.path} has {end - begin}; take 1 to that")
             rows = slice(begin, begin + counts[name])
             inputs: dict[str, ArrayLike] = {}
-            if "image" in (self.modalities or held):
+            if "image" in chosen:
                 mean, std = moments["image"]
                 inputs["image"] = ((arrays["images"][rows, :, :, None] - np.float32(mean)) / np.float32(std)).astype(
                     np.float32
                 )
-            if "audio" in (self.modalities or held):
+            if "audio" in chosen:
                 inputs["audio"] = Waveforms(speech, noise, arrays["pairs"][rows])
             return Dataset(
                 inputs,
@@ -166,7 +164,7 @@ class AvMnist(DataConfig):
                 {"audio": spectrogram} if "audio" in inputs else {},
             )
 
-        return Splits(split("train"), split("validation"), split("test"))
+        return check_splits(Splits(split("train"), split("validation"), split("test")))
 
 
 def prepare(

@@ -11,8 +11,8 @@ import numpy as np
 
 from mmjax.data.dataset import Dataset, Splits, Task, TaskKind
 
-RESERVED = ("fusion", "label", "present", "split")
-"""Names that no modality may have: "fusion" is an objective, the others are arrays of an npz file."""
+RESERVED = ("fusion", "label", "late_fusion", "present", "split")
+"""Names that no modality may have: those of experts besides the modalities', and of an npz file's other arrays."""
 
 _ROWS = 1024  # rows a chunk, so that a check never copies a whole array
 _SHOWN = 5  # classes that a message lists before it only counts

@@ -9,12 +9,14 @@ import jax
 import numpy as np
 
 from mmjax.data import Dataset, evaluation_batches
-from mmjax.evaluation.metrics import task_metrics
+from mmjax.evaluation.metrics import late_fusion, task_metrics
 from mmjax.train.parallel import Route
 from mmjax.train.step import Inference, forward
 
 PyTree = Any
 
+LATE_FUSION = "late_fusion"
+"""The averaged uni-modal experts among the metrics; they are no expert of the model's own."""
 BATCH = 512  # examples a forward pass: large enough to be fast, small enough for any memory
 
 
@@ -37,9 +39,15 @@ class Predictor:
         return {name: np.concatenate([part[name] for part in host])[: len(dataset)] for name in host[0]}
 
     def metrics(self, variables: PyTree, dataset: Dataset) -> dict[str, float]:
-        """Return {"fusion/accuracy": ..., "image/nll": ..., ...}: the task's metrics of every expert."""
+        """Return {"fusion/accuracy": ..., "image/nll": ..., ...}: the task's metrics of every expert.
+
+        With two modalities or more also of their late fusion, as "late_fusion/accuracy" and so on.
+        """
+        experts = self.logits(variables, dataset)
+        if len(dataset.modalities) > 1:
+            experts = experts | {LATE_FUSION: late_fusion(dataset.task, experts)}
         return {
             f"{name}/{metric}": value
-            for name, logits in self.logits(variables, dataset).items()
+            for name, logits in experts.items()
             for metric, value in task_metrics(dataset.task, logits, dataset.label).items()
         }

@@ -294,7 +294,7 @@ def test_wrong_idx_files_are_errors(tmp_path: Path) -> None:
         ({"num_train": 111}, "num_train=111.*has 110"),
         ({"num_test": 0}, "num_test=0"),
         ({"size": "large"}, "size='large'.*small, lenet"),
-        ({"modalities": ("sound",)}, "audio and image, not 'sound'"),
+        ({"modalities": ("sound",)}, "names 'sound', which"),
     ],
 )
 def test_bad_options_are_errors(prepared: Path, options: dict[str, Any], words: str) -> None:
