@@ -1,11 +1,37 @@
 PYTHON ?= python3
 VENV := .venv
+BIN := $(VENV)/bin
+# The tests pretend to have 8 devices, and never look for an accelerator.
+TESTING := JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8
 
-$(VENV)/.dev: pyproject.toml
+.PHONY: train test lint soak clean
+.DELETE_ON_ERROR:
+
+train: $(VENV)/.installed
+	$(BIN)/mmjax train configs/avdigits_mimo.py --workdir runs/avdigits_mimo
+
+test: lint
+	$(TESTING) $(BIN)/python -m pytest -n 2 -q -m "not soak"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+soak: $(VENV)/.dev
+	$(TESTING) $(BIN)/python -m pytest -n 2 -q
+
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-.PHONY: test
-test: $(VENV)/.dev
-	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8 $(VENV)/bin/python -m pytest -n 2 -m "not soak" -q
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

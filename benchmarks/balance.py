@@ -1,6 +1,6 @@
 """Do the modalities learn in balance? Each alone, late fusion, joint, uniform and MIMO on one data set.
 
-    python benchmarks/balance.py CONFIG --out FOLDER [--seeds 5] [--option VALUE ...]
+    python benchmarks/balance.py CONFIG --out FOLDER [--seeds 5] [--rates A B C] [--option VALUE ...]
 
 Every row has the same budget: the same three learning rates, the one with the best mean validation accuracy of the
 fusion over the seeds is kept, and only its test figures are shown. Each modality alone trains twice as long, so that
@@ -31,7 +31,6 @@ from mmjax.optim import JointConfig, MimoConfig, UniformConfig
 from mmjax.overrides import override
 from mmjax.train.observer import Observer
 
-RATES = (3e-4, 1e-3, 3e-3)
 METHODS = {"joint": JointConfig(), "uniform": UniformConfig(), "mimo": MimoConfig()}
 
 Record = dict[str, Any]
@@ -98,6 +97,7 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rates", type=float, nargs=3, default=(3e-4, 1e-3, 3e-3), metavar="RATE")
     options, rest = parser.parse_known_args()
     options.out.mkdir(parents=True, exist_ok=True)
     console = Console(width=110)
@@ -113,7 +113,7 @@ def main() -> None:
         record = json.loads(line)
         done[record["row"], record["rate"], record["seed"]] = record
     for name, row in rows.items():
-        for rate in RATES:
+        for rate in options.rates:
             for seed in range(options.seeds):
                 if (name, rate, seed) in done:
                     continue
@@ -128,7 +128,10 @@ def main() -> None:
     def column(name: str, rate: float, key: str, split: str = "test") -> np.ndarray:
         return np.array([done[name, rate, seed][split][key] for seed in seeds])
 
-    chosen = {n: max(RATES, key=lambda r, n=n: column(n, r, "score/fusion", "validation").mean()) for n in rows}
+    def choose(name: str) -> float:
+        return max(options.rates, key=lambda rate: column(name, rate, "score/fusion", "validation").mean())
+
+    chosen = {name: choose(name) for name in rows}
     table = Table(title=f"Test accuracy, %, mean ± 95 % interval over {options.seeds} seeds")
     for heading in ("", "learning rate", "fusion", "fusion NLL", *(f"{m} head" for m in modalities), "late fusion"):
         table.add_column(heading, justify="left" if not heading else "right")

@@ -14,14 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from problems import lenet_batch, lenet_state, lenet_training, shared_trunk_losses
 
 import mmjax
 from mmjax.train.step import _gradients, train_step
-from problems import lenet_batch, lenet_state, lenet_training, shared_trunk_losses
 
 
 def flops(function: Any, *args: Any) -> float:
-    return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
+    return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]  # type: ignore[index]
 
 
 def step_flops(combiner: optax.GradientTransformation, *, probe_heads: bool = False) -> float:
@@ -55,7 +55,7 @@ def pairs_memory(modalities: int, width: int = 1024) -> float:
     inputs = jax.ShapeDtypeStruct((8, width), jnp.float32)
     losses = partial(shared_trunk_losses, modalities=modalities)
     compiled = jax.jit(lambda p, x: mmjax.objective_grads(losses)(p, x)[1].pairs()).lower(params, inputs).compile()
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     one = sum(leaf.size * 4 for leaf in jax.tree.leaves(params))
     return (memory.output_size_in_bytes + memory.temp_size_in_bytes) / one
 
@@ -66,7 +66,11 @@ def main() -> None:
     print(f"uniform step: {uniform / 1e9:.3f} GFLOP; its gradient alone: {plain / 1e9:.3f} GFLOP\n")
     rows = [
         ("MIMO step / uniform step", step_flops(mmjax.optim.mimo(num_objectives=3)) / uniform, 1.01),
-        ("joint step / uniform step", step_flops(mmjax.optim.joint(num_objectives=3), probe_heads=True) / uniform, 1.01),
+        (
+            "joint step / uniform step",
+            step_flops(mmjax.optim.joint(num_objectives=3), probe_heads=True) / uniform,
+            1.01,
+        ),
         (".stacked() / weighted gradient", gradient_flops(lambda g: g.stacked()) / plain, 1.70),
         (".pairs() / weighted gradient", gradient_flops(lambda g: g.pairs()) / plain, 1.70),
         (".features() combined / weighted gradient", gradient_flops(features_combined) / plain, 1.05),

@@ -47,9 +47,13 @@ class LeafGradients(dict[str, Array]):
     """
 
 
+def _flatten_leaf(leaf: LeafGradients) -> tuple[list[tuple[Any, Array]], tuple[str, ...]]:
+    return [(jax.tree_util.DictKey(name), leaf[name]) for name in leaf], tuple(leaf)
+
+
 jax.tree_util.register_pytree_with_keys(
     LeafGradients,
-    lambda leaf: (tuple((jax.tree_util.DictKey(k), leaf[k]) for k in leaf), tuple(leaf)),
+    _flatten_leaf,
     lambda names, gradients: LeafGradients(zip(names, gradients, strict=True)),
 )
 
@@ -133,7 +137,9 @@ class ObjectiveGrads:
         """
         weights = jnp.asarray(weights)
         if weights.shape != (len(self),):
-            raise ValueError(f"weights must have shape ({len(self)},), one for each of {self.names}; got {weights.shape}")
+            raise ValueError(
+                f"weights must have shape ({len(self)},), one for each of {self.names}; got {weights.shape}"
+            )
         weights = jax.lax.stop_gradient(weights)
         return self._problem.mean_over_devices(
             self._pull({n: _like(self._losses[n], weights[k]) for k, n in enumerate(self.names)})
@@ -316,7 +322,8 @@ class FeatureGrads:
             samples = cotangents[name]
             if samples.shape[1:] != inputs.shape:
                 raise ValueError(
-                    f"from_last_layer: {name!r} has shape {samples.shape}; expected [S, {', '.join(map(str, inputs.shape))}]"
+                    f"from_last_layer: {name!r} has shape {samples.shape}; "
+                    f"expected [S, {', '.join(map(str, inputs.shape))}]"
                 )
             return jax.vmap(lambda c: pull(c.astype(inputs.dtype))[0])(samples)
 

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import tyro
@@ -52,11 +53,11 @@ def override(config: Config, arguments: Sequence[str], prog: str = "mmjax train 
         config = _filled(config)
     kinds, rest = _take_kinds(arguments)
     for path, kind in sorted(kinds, key=lambda pair: len(pair[0])):  # outer sections first: they hold the inner ones
-        config = _set(config, path, lambda base, old, where=path, name=kind: _kind(base, old, where, name))
+        config = _set(config, path, partial(_kind, path, kind))
     for option in (argument for argument in rest if _is_option(argument)):
         config = _with_section(config, _path(option))
     _check_names(config, rest)
-    parsed = tyro.cli(
+    return tyro.cli(
         Config,
         prog=prog,
         description="Train as CONFIG says, with any of its fields replaced.",
@@ -64,7 +65,6 @@ def override(config: Config, arguments: Sequence[str], prog: str = "mmjax train 
         args=rest,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
     )
-    return typing.cast(Config, parsed)
 
 
 def _split(argument: str) -> list[str]:
@@ -111,7 +111,8 @@ def _descend(node: Any, path: tuple[str, ...], whole: tuple[str, ...], make: Mak
     hints = typing.get_type_hints(type(node))
     if name not in {f.name for f in dataclasses.fields(node)}:
         raise ValueError(
-            f"unknown option --{_option(whole)}.name: {type(node).__name__} has no section {name!r}, only {sorted(hints)}"
+            f"unknown option --{_option(whole)}.name: {type(node).__name__} has no section {name!r}, "
+            f"only {sorted(hints)}"
         )
     old, hint = getattr(node, name), hints[name]
     if isinstance(old, dict) and inner:  # {modality: section}
@@ -137,7 +138,7 @@ def _default(base: type | None) -> Any:
     return next(iter(KINDS[base].values()))()
 
 
-def _kind(base: type, old: Any, path: tuple[str, ...], name: str) -> Any:
+def _kind(path: tuple[str, ...], name: str, base: type, old: Any) -> Any:
     if old is not None and old.name == name:
         return old  # also for a kind of the user's own, which no registry knows
     kinds = KINDS[base]

@@ -1,4 +1,4 @@
-"""Every kind that the command line finds by its name, section by section; the first kind is what an absent section means."""
+"""Every kind that the command line finds by its name, by section; an absent section means the first of its kinds."""
 
 from __future__ import annotations
 

@@ -16,8 +16,10 @@ import numpy as np
 
 # Primitives whose output is zero wherever all their array inputs are zero, whatever their parameters say.
 _ZERO_IN_ZERO_OUT = frozenset(
-    "broadcast_in_dim convert_element_type reshape squeeze expand_dims transpose neg copy copy_p add_any add sub "
-    "reduce_sum slice concatenate rev stop_gradient pvary pcast psum psum_invariant mul".split()
+    """
+    broadcast_in_dim convert_element_type reshape squeeze expand_dims transpose neg copy copy_p add_any add sub
+    reduce_sum slice concatenate rev stop_gradient pvary pcast psum psum_invariant mul
+    """.split()
 )
 
 
@@ -32,7 +34,11 @@ def _sub_jaxpr(eqn: Any) -> Any | None:
     return None
 
 
-_CALLS = frozenset("jit pjit closed_call core_call remat checkpoint remat2 custom_jvp_call custom_vjp_call".split())
+_CALLS = frozenset(
+    """
+    jit pjit closed_call core_call remat checkpoint remat2 custom_jvp_call custom_vjp_call
+    """.split()
+)
 
 
 def _zero_outputs(jaxpr: Any, zero_inputs: Sequence[bool]) -> list[bool]:

@@ -193,7 +193,7 @@ def main() -> None:
         parser.error("espeak-ng is not installed (Debian: apt-get install espeak-ng)")
     digits = load_digits()
     arrays = make(digits.images, digits.target, Recipe(), options.seed)
-    np.savez_compressed(options.out, **arrays)
+    np.savez_compressed(options.out, allow_pickle=False, **arrays)
     counts = ", ".join(f"{name[:-6]} {len(a)}" for name, a in arrays.items() if name.endswith("_label"))
     print(f"{options.out}: {options.out.stat().st_size / 2**20:.2f} MiB; examples: {counts}")
 

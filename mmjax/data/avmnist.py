@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 import wave
@@ -269,7 +270,7 @@ def draw_pair(
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64)))
     recording = int(recordings[rng.integers(len(recordings))])
     crop = int(rng.integers(max(0, int(lengths[recording]) - RATE) + 1))
-    clip = int(clips[rng.integers(len(clips))])
+    clip = int(clips[int(rng.integers(len(clips)))])
     starts, deviations = levels[clip]
     choice = rng.integers(len(starts))
     return recording, crop, clip, int(starts[choice]), NOISE_STD / float(deviations[choice])
@@ -371,7 +372,7 @@ def _find(folder: Path, pattern: re.Pattern[str], what: str) -> list[Path]:
     found = sorted((path for path in folder.rglob("*") if pattern.fullmatch(path.name)), key=lambda path: path.name)
     if not found:
         raise FileNotFoundError(f"{folder}: no {what} in it")
-    for path, following in zip(found, found[1:], strict=False):
+    for path, following in itertools.pairwise(found):
         if path.name == following.name:
             raise ValueError(f"{path} and {following} have the same name; keep one of them")
     return found

@@ -110,7 +110,7 @@ def parameter_groups(params: Mapping[str, Any]) -> Any:
                 return group + name.removeprefix(prefix)
         return name
 
-    return {name: jax.tree.map(lambda _, group=label(name): group, tree) for name, tree in params.items()}
+    return {name: jax.tree.map(lambda _, name=name: label(name), tree) for name, tree in params.items()}
 
 
 def build_model(

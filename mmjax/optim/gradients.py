@@ -25,8 +25,10 @@ def count_objectives(grads: ObjectiveGrads | PyTree) -> int:
         return len(grads)
     leaves = jax.tree.leaves_with_path(grads)
     if not leaves:
-        raise ValueError("grads holds no arrays: give ObjectiveGrads or a tree with a leading objective axis on every leaf")
-    sizes = {}
+        raise ValueError(
+            "grads holds no arrays: give ObjectiveGrads or a tree with a leading objective axis on every leaf"
+        )
+    sizes: dict[int, str] = {}
     for path, leaf in leaves:
         if jnp.ndim(leaf) == 0:
             raise ValueError(
@@ -44,10 +46,10 @@ def check_like_params(grads: ObjectiveGrads | PyTree, params: PyTree | None) -> 
     """Raise ValueError where stacked `grads` do not fit `params`: single gradients came, or another structure."""
     if params is None or isinstance(grads, ObjectiveGrads):
         return
-    if jax.tree.structure(grads) != jax.tree.structure(params):
-        raise ValueError(
-            f"grads and params differ in structure: {jax.tree.structure(grads)} against {jax.tree.structure(params)}"
-        )
+    ours: Any = jax.tree.structure(grads)
+    theirs: Any = jax.tree.structure(params)
+    if ours != theirs:
+        raise ValueError(f"grads and params differ in structure: {ours} against {theirs}")
     for (path, grad), param in zip(jax.tree.leaves_with_path(grads), jax.tree.leaves(params), strict=True):
         if jnp.shape(grad)[1:] != jnp.shape(param):
             single = jnp.shape(grad) == jnp.shape(param)

@@ -32,9 +32,7 @@ def smooth_maximum(losses: Array, smoothing: float | Array, active: Array | None
     return top + smoothing * (jax.nn.logsumexp(exponents) - jnp.log(jnp.sum(active)))
 
 
-def mimo_weights(
-    values: Array, penalty: float | Array, smoothing: float | Array, active: Array | None = None
-) -> Array:
+def mimo_weights(values: Array, penalty: float | Array, smoothing: float | Array, active: Array | None = None) -> Array:
     """Return the weights [K] of ∇Φ = g_0 + λ Σ_m π_m g_m, π = softmax(L_{1..M}/μ).
 
     values: float32 [K], the fusion loss first; penalty: λ; smoothing: μ; active: bool[K].
@@ -63,7 +61,7 @@ def mimo_weights(
 class MimoState(NamedTuple):
     """State of `mimo`: the step count (int32 scalar; schedules run on it) and the last weights."""
 
-    count: Array
+    count: Array  # type: ignore[assignment]  # hides tuple.count, as in Optax's own states
     record: WeightRecord
 
     @property
@@ -143,7 +141,9 @@ class MimoConfig(MethodConfig):
     smoothing_schedule: ScheduleConfig | None = None
     """Factor on the smoothing over the run; None: constant."""
 
-    source: ClassVar[str] = "Fernando et al., Mitigating Modality Imbalance ... via Multi-objective Optimization (our reading)"
+    source: ClassVar[str] = (
+        "Fernando et al., Mitigating Modality Imbalance ... via Multi-objective Optimization (our reading)"
+    )
 
     def validate(self) -> None:
         """Raise ValueError for a penalty or smoothing not above 0."""

@@ -19,7 +19,9 @@ def check_positive(name: str, value: Any) -> None:
     ...
     ValueError: penalty must be a finite number > 0, got -1.0
     """
-    if isinstance(value, numbers.Real | np.ndarray) and not np.all(np.isfinite(value) & (np.asarray(value) > 0)):
+    if isinstance(value, numbers.Real | np.ndarray) and not np.all(
+        np.isfinite(np.asarray(value, float)) & (np.asarray(value, float) > 0)
+    ):
         raise ValueError(f"{name} must be a finite number > 0, got {value}")
 
 

@@ -36,7 +36,9 @@ class Experiment:
         """Return the state at step 0 (not yet placed)."""
         example = gather(self.splits.train, np.zeros(1, np.int64)).inputs
         inputs = prepare(self.training.inference, jax.tree.map(jax.numpy.asarray, example))
-        return create_state(self.training.inference.model, inputs, self.training.tx, len(self.names), self.config.train.seed)
+        return create_state(
+            self.training.inference.model, inputs, self.training.tx, len(self.names), self.config.train.seed
+        )
 
 
 def build_experiment(config: Config, splits: Splits | None = None) -> Experiment:

@@ -35,7 +35,9 @@ class NonFiniteError(FloatingPointError):
 
     def __init__(self, step: int, objective: str, checkpoint: int | None):
         self.step, self.objective = step, objective
-        kept = "no checkpoint had been saved yet" if checkpoint is None else f"the checkpoint of step {checkpoint} is kept"
+        kept = (
+            "no checkpoint had been saved yet" if checkpoint is None else f"the checkpoint of step {checkpoint} is kept"
+        )
         what = "the update" if objective == "update" else f"the loss of objective {objective!r}"
         super().__init__(f"{what} is not finite at step {step}; {kept}. Lower the learning rate or check the data.")
 
@@ -199,8 +201,8 @@ class _Loop:
         seconds = time.perf_counter() - window_started
         for (step, _), values in zip(self.measured, measured, strict=True):
             self._row({"step": step, "kind": "gradients"} | {k: float(v) for k, v in values.items()})
-        values = np.mean([m.values for m in pending], axis=0, dtype=np.float64)
-        weights = np.mean([m.weights for m in pending], axis=0, dtype=np.float64)
+        values = np.stack([m.values for m in pending]).mean(axis=0, dtype=np.float64)
+        weights = np.stack([m.weights for m in pending]).mean(axis=0, dtype=np.float64)
         row: dict[str, Any] = {"step": done, "kind": "train"}
         row |= {f"loss/{name}": float(v) for name, v in zip(names, values, strict=True)}
         row |= {f"weight/{name}": float(w) for name, w in zip(names, weights, strict=True)}
@@ -222,9 +224,7 @@ class _Loop:
         by_loss = train.select == "loss"
         value = metrics[f"fusion/{loss_name(task)}"] if by_loss else -metrics[f"fusion/{score_name(task)}"]
         if self.books.best_value is None or value < self.books.best_value:
-            self.books = dataclasses.replace(
-                self.books, best_value=value, best_step=done, evaluations_without_better=0
-            )
+            self.books = dataclasses.replace(self.books, best_value=value, best_step=done, evaluations_without_better=0)
             self.best = _copy(_variables(local))
             if self.checkpoints is not None:
                 self.checkpoints.save_best(done, self.best)

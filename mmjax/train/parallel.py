@@ -63,7 +63,9 @@ class Route:
             batch = jax.tree.map(lambda x: x.reshape(n, x.shape[0] // n, *x.shape[1:]), batch)
         return jax.device_put(batch, self.sharded)
 
-    def compile(self, function: Callable[..., Any], state: PyTree, batch: PyTree, *, donate: bool) -> Callable[..., Any]:
+    def compile(
+        self, function: Callable[..., Any], state: PyTree, batch: PyTree, *, donate: bool
+    ) -> Callable[..., Any]:
         """Compile function(state, batch) ahead of its first call; every output comes out replicated."""
         donated = (0,) if donate else ()
         if self.kind == "pmap":

@@ -28,7 +28,10 @@ class Predictor:
         self._forward = jax.jit(partial(forward, inference), out_shardings=route.replicated)
 
     def logits(self, variables: PyTree, dataset: Dataset) -> dict[str, np.ndarray]:
-        """Return {"fusion": float32 [N, C], modality: [N, C]}. variables: {"params": ..., and the model's other collections}."""
+        """Return {"fusion": float32 [N, C], modality: [N, C]}.
+
+        variables: {"params": ..., and the model's other collections}.
+        """
         devices = len(self._route.devices)
         size = -(-min(BATCH, len(dataset)) // devices) * devices
         parts = []

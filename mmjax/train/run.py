@@ -28,7 +28,8 @@ PyTree = Any
 class Run:
     """The outcome of `fit` or `load`: the best model on validation, and how it did.
 
-    metrics: of the test split where it was evaluated, else empty. variables: {"params": ..., and the model's other collections}.
+    metrics: of the test split where it was evaluated, else empty.
+    variables: {"params": ..., and the model's other collections}.
     modalities: {modality: shape of one example}.
     """
 

@@ -15,8 +15,7 @@ from mmjax.models.multimodal import MultiModal
 PyTree = Any
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Everything that changes in training; a pytree of arrays, donated from step to step.
 
     step: int32, steps taken; params; model_state: collections besides params (running batch statistics); opt_state;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.struct
 import jax
@@ -80,7 +80,8 @@ def forward(inference: Inference, variables: PyTree, inputs: Mapping[str, Array]
 
     variables: {"params": ..., and the model's other collections}.
     """
-    return inference.model.apply(variables, prepare(inference, inputs)).by_objective
+    outputs = cast(Outputs, inference.model.apply(variables, prepare(inference, inputs)))
+    return outputs.by_objective
 
 
 def _weight(training: Training, batch: Batch) -> Array:
@@ -123,9 +124,7 @@ def _gradients(training: Training, state: TrainState, batch: Batch) -> tuple[Arr
 def _merge(encoded: PyTree, decided: PyTree) -> PyTree:
     """Take each module's statistics from the pass that ran it: the encoders' from encoding, the rest from deciding."""
     return {
-        collection: {
-            name: (encoded if name.startswith("encoders_") else decided)[collection][name] for name in modules
-        }
+        collection: {name: (encoded if name.startswith("encoders_") else decided)[collection][name] for name in modules}
         for collection, modules in decided.items()
     }
 

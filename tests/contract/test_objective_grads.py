@@ -125,7 +125,9 @@ def test_gradients_of_different_objectives_are_distinct(problem):
     params, batch, rows = problem
     pair = mmjax.objective_grads(losses_fn)(params, batch)[1].pairs()["encoder"]["image"]["kernel"]
     assert not np.allclose(pair["fusion"], pair["image"], rtol=1e-2)
-    tree_close(pair["fusion"] + pair["image"], rows[0]["encoder"]["image"]["kernel"] + rows[2]["encoder"]["image"]["kernel"])
+    tree_close(
+        pair["fusion"] + pair["image"], rows[0]["encoder"]["image"]["kernel"] + rows[2]["encoder"]["image"]["kernel"]
+    )
 
 
 @pytest.mark.parametrize("modalities", [(), ("image",), ("a", "b", "zz", "fusion2", "audio")])
@@ -182,9 +184,7 @@ def test_features_pulled_back_are_the_parameter_gradients(problem):
     assert features.direct_touching["fusion"]["bias"].tolist() == [True, False, False]
     np.testing.assert_array_equal(direct["encoder"]["audio"]["kernel"], 0)
     for k in range(3):
-        row = features.pull_back(
-            {m: c[k] for m, c in cotangents.items()}, jax.tree.map(lambda d, k=k: d[k], direct)
-        )
+        row = features.pull_back({m: c[k] for m, c in cotangents.items()}, jax.tree.map(lambda d, k=k: d[k], direct))
         tree_close(row, rows[k])
 
 
@@ -355,5 +355,7 @@ def test_parts_are_the_same_on_any_number_of_devices(problem, parts):
         return mmjax.objective_grads(losses_fn, batch_argnums=1, axis_name=axis_name)(p, b)[1].parts(parts)
 
     shards = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), batch)
-    many = jax.pmap(partial(of, axis_name="d"), axis_name="d", in_axes=(None, 0), devices=jax.devices()[:4])(params, shards)
+    many = jax.pmap(partial(of, axis_name="d"), axis_name="d", in_axes=(None, 0), devices=jax.devices()[:4])(
+        params, shards
+    )
     tree_close(jax.tree.map(lambda x: x[1], many), of(params, batch))

@@ -67,7 +67,9 @@ def test_max_pool_against_the_windowed_one(size):
     expected = nn.max_pool(x, (2, 2), strides=(2, 2))
     np.testing.assert_array_equal(max_pool_2x2(x), expected)
     gradient = jax.grad(lambda x: jnp.sum(jnp.sin(max_pool_2x2(x))))(x)
-    np.testing.assert_allclose(gradient, jax.grad(lambda x: jnp.sum(jnp.sin(nn.max_pool(x, (2, 2), strides=(2, 2)))))(x))
+    np.testing.assert_allclose(
+        gradient, jax.grad(lambda x: jnp.sum(jnp.sin(nn.max_pool(x, (2, 2), strides=(2, 2)))))(x)
+    )
 
 
 def small_model(**options):
@@ -79,7 +81,10 @@ def small_model(**options):
     )
 
 
-BATCH = {"audio": jax.random.normal(jax.random.key(1), (8, 4)), "image": jax.random.normal(jax.random.key(2), (8, 2, 3))}
+BATCH = {
+    "audio": jax.random.normal(jax.random.key(1), (8, 4)),
+    "image": jax.random.normal(jax.random.key(2), (8, 2, 3)),
+}
 
 
 def test_outputs_and_last_layer():
@@ -138,7 +143,8 @@ def test_dropout_is_the_same_on_any_number_of_devices():
     assert 0.2 < float(jnp.mean(one == 0)) < 0.8 and set(np.unique(one)) == {0.0, 2.0}
     assert not np.array_equal(one[0], one[1])
     split = jax.pmap(
-        lambda x: Dropout(0.5, axis_name="d").apply({}, x, True, rngs={"dropout": key}), axis_name="d",
+        lambda x: Dropout(0.5, axis_name="d").apply({}, x, True, rngs={"dropout": key}),
+        axis_name="d",
         devices=jax.devices()[:4],
     )(x.reshape(4, 2, 16))
     np.testing.assert_array_equal(split.reshape(8, 16), one)
@@ -165,7 +171,7 @@ def test_batch_norm_runs_over_the_global_batch():
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="audioo"):
         build_model(ModelConfig(encoders={"audioo": MLPConfig()}), ("audio",), 3)
-    with pytest.raises(ValueError, match='"fusion"|\'fusion\''):
+    with pytest.raises(ValueError, match="\"fusion\"|'fusion'"):
         model = MultiModal(encoders={"fusion": MLP(2)}, fusion=ConcatFusion(2), heads={"fusion": Head(2)})
         model.init(jax.random.key(0), {"fusion": jnp.ones((1, 2))})
     with pytest.raises(ValueError, match="at least one modality"):

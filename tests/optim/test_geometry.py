@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contract.problems import losses_fn, make_batch, make_params
 
 import mmjax
-from contract.problems import losses_fn, make_batch, make_params
 from mmjax.optim.geometry import gradient_geometry
 
 
@@ -25,7 +25,11 @@ def test_against_flattened_gradients():
         cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
         np.testing.assert_allclose(geometry[f"cosine/fusion/{m}"], cosine, rtol=1e-4)
     assert set(geometry) == {
-        "norm/fusion", "norm/audio", "norm/image", "cosine/fusion/audio", "cosine/fusion/image"
+        "norm/fusion",
+        "norm/audio",
+        "norm/image",
+        "cosine/fusion/audio",
+        "cosine/fusion/image",
     }  # audio and image meet in no parameter
 
 

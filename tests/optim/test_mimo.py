@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from contract.problems import losses_fn, make_batch, make_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mmjax
-from contract.problems import losses_fn, make_batch, make_params
 from mmjax.optim import joint, mimo, mimo_weights, smooth_maximum, uniform
 
 
@@ -130,7 +130,9 @@ def test_absent_modalities_leave_the_rest_as_if_they_did_not_exist():
     without = mimo_weights(values[jnp.array([0, 1, 3])], 2.0, 0.3)
     np.testing.assert_allclose(mimo_weights(values, 2.0, 0.3, active)[jnp.array([0, 1, 3])], without, rtol=1e-6)
     np.testing.assert_array_equal(mimo_weights(values, 2.0, 0.3, jnp.array([True, False, False, False])), [1, 0, 0, 0])
-    np.testing.assert_allclose(smooth_maximum(values[1:], 0.3, active[1:]), smooth_maximum(values[jnp.array([1, 3])], 0.3))
+    np.testing.assert_allclose(
+        smooth_maximum(values[1:], 0.3, active[1:]), smooth_maximum(values[jnp.array([1, 3])], 0.3)
+    )
 
 
 def test_permuting_modalities_permutes_weights():

@@ -111,7 +111,10 @@ def test_adam_on_eight_devices_in_float64(splits):
             experiment = build_experiment(adam, splits)
             training = experiment.training
             wide = build_model(
-                ModelConfig(dtype="float64"), splits.train.modalities, 3, axis_name=training.axis_name  # type: ignore[arg-type]
+                ModelConfig(dtype="float64"),
+                splits.train.modalities,
+                3,
+                axis_name=training.axis_name,  # type: ignore[arg-type]
             )
             training = dataclasses.replace(training, inference=dataclasses.replace(training.inference, model=wide))
             state = experiment.initial_state()
@@ -121,9 +124,7 @@ def test_adam_on_eight_devices_in_float64(splits):
             state = route.place_state(state)
 
             def place(t):
-                return route.place_batch(
-                    widen(gather(splits.train, batch_indices(0, t, len(splits.train), 32)))
-                )
+                return route.place_batch(widen(gather(splits.train, batch_indices(0, t, len(splits.train), 32))))
 
             program = route.compile(partial(train_step, training), state, place(0), donate=True)
             for t in range(20):
@@ -133,9 +134,7 @@ def test_adam_on_eight_devices_in_float64(splits):
     one = train(1, "jit")
     assert jax.tree.leaves(one)[0].dtype == np.float64
     for devices, parallel in ((8, "jit"), (8, "pmap")):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), train(devices, parallel), one
-        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), train(devices, parallel), one)
 
 
 def test_metrics_rows_are_whole_and_the_test_split_is_looked_at_once(splits, tmp_path):

@@ -1,0 +1,268 @@
+"""The command line: `mmjax train`, `evaluate`, `predict`, `data`, `methods`, `devices`.
+
+Here are the effects and the words; the work is in the library. Exit status: 0; 1 when a run broke off on numbers that
+are not finite; 2 for anything that the caller can put right, told in one line; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from mmjax.config import Config
+from mmjax.config_file import load_config
+from mmjax.data import SOURCES, avmnist, describe, read_inputs
+from mmjax.optim import METHODS
+from mmjax.overrides import HELP, override
+from mmjax.train import journal
+from mmjax.train.loop import NonFiniteError, fit
+from mmjax.train.run import Run, evaluate, load
+
+Command = Callable[[argparse.Namespace, Console], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status. arguments: those of the process if None."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command is not _train:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    options.rest = rest
+    console = Console(highlight=False)
+    warnings.showwarning = _show_warning
+    try:
+        command: Command = options.command
+        return command(options, console)
+    except KeyboardInterrupt:
+        print("\nmmjax: interrupted", file=sys.stderr)
+        return 130
+    except NonFiniteError as error:
+        print(f"mmjax: error: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError, ImportError) as error:
+        if options.traceback:
+            raise
+        print(f"mmjax: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mmjax", description="Multi-modal models whose modalities learn in balance.", allow_abbrev=False
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Command, text: str, **options: Any) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text, allow_abbrev=False, **options)
+        made.set_defaults(command=command)
+        return made
+
+    # its own --help: what fields there are is known only once CONFIG has been read
+    train = add("train", _train, "train as CONFIG says, or go on with the run of a work folder", add_help=False)
+    train.add_argument("config", metavar="CONFIG", nargs="?", type=Path)
+    train.add_argument(
+        "--workdir", type=Path, help="work folder; default: runs/, the configuration's name and the time"
+    )
+    train.add_argument("-h", "--help", action="store_true", help="with CONFIG: every field, its type and default")
+    train.usage = "mmjax train CONFIG [--workdir DIR] [--section.field VALUE ...] [--help]"
+    train.set_defaults(usage=train.format_help())
+
+    of_run = add("evaluate", _evaluate, "evaluate the best model of a work folder on its data")
+    of_run.add_argument("workdir", metavar="WORKDIR", type=Path)
+    of_run.add_argument("--split", choices=("test", "validation", "train"), default="test")
+
+    new = add("predict", _predict, "write what every expert says of the examples in an npz file")
+    new.add_argument("workdir", metavar="WORKDIR", type=Path)
+    new.add_argument("file", metavar="FILE.npz", type=Path)
+    new.add_argument("--out", type=Path, help="file to write; default: predictions_FILE.npz in the work folder")
+
+    add("methods", _methods, "list the methods")
+    add("devices", _devices, "list the devices that JAX sees")
+
+    data = commands.add_parser("data", help="list, prepare and check data", allow_abbrev=False)
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="list the sources and what each needs")
+    listing.set_defaults(command=_data_list)
+    check = actions.add_parser("check", help="say what an npz file holds and what is wrong with it")
+    check.add_argument("file", metavar="FILE.npz", type=Path)
+    check.set_defaults(command=_data_check)
+    prepare = actions.add_parser("prepare", help="make a data set from its original files")
+    sources = prepare.add_subparsers(required=True, metavar="SOURCE")
+    make = sources.add_parser("avmnist", help="degraded MNIST images with noisy spoken digits", allow_abbrev=False)
+    make.add_argument("--mnist", type=Path, required=True, help="folder of the four idx files of MNIST")
+    make.add_argument("--speech", type=Path, required=True, help="folder of the Free Spoken Digit Dataset's recordings")
+    make.add_argument("--noise", type=Path, required=True, help="folder of ESC-10's clips")
+    make.add_argument("--out", type=Path, required=True, help="folder to make")
+    make.add_argument("--seed", type=int, default=0, help="seed of pairing, crops and noise")
+    make.set_defaults(command=_prepare_avmnist)
+    return parser
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if issubclass(category, UserWarning):
+        print(f"mmjax: warning: {message}", file=sys.stderr)
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------
+
+
+def _train(options: argparse.Namespace, console: Console) -> int:
+    if options.config is None:
+        console.print(options.usage, markup=False)
+        return 0 if options.help else 2
+    config = override(
+        load_config(options.config),
+        options.rest + ([HELP[1]] if options.help else []),
+        prog=f"mmjax train {options.config}",
+    )
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    workdir = options.workdir or Path("runs") / f"{options.config.stem}-{now}"
+    again = ["mmjax", "train", str(options.config), *options.rest, "--workdir", str(workdir)]
+    try:
+        run = _fit(config, workdir, console)
+    except (KeyboardInterrupt, NonFiniteError) as error:
+        _draw(workdir, config)
+        if isinstance(error, NonFiniteError):
+            raise
+        print(f"\nmmjax: interrupted; go on with\n  {shlex.join(again)}", file=sys.stderr)
+        return 130
+    _draw(workdir, config)
+    _print_results(run, run.metrics, console)
+    console.print(f"work folder: {workdir}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _fit(config: Config, workdir: Path, console: Console) -> Run:
+    from mmjax.report import Observers, ProgressObserver, events_observer
+
+    with ProgressObserver(console) as progress:
+        return fit(config, workdir, observer=Observers((progress, events_observer(workdir))))
+
+
+def _draw(workdir: Path, config: Config) -> None:
+    """Draw the curves, of a run that was cut off as far as they go."""
+    from mmjax.report import save_curves
+
+    path = workdir / journal.METRICS
+    rows = journal.read_rows(path) if path.exists() else []
+    if rows:
+        save_curves(rows, workdir / "curves.png", f"{config.data.name}, {config.method.name}, seed {config.train.seed}")
+
+
+def _print_results(run: Run, metrics: dict[str, float], console: Console) -> None:
+    from mmjax.report import results_table
+
+    console.print(results_table(metrics, ("fusion", *sorted(run.modalities)), run.inference.task))
+
+
+def _evaluate(options: argparse.Namespace, console: Console) -> int:
+    run = load(options.workdir)
+    splits = run.config.data.load()
+    _print_results(run, evaluate(run, getattr(splits, options.split)), console)
+    return 0
+
+
+def _predict(options: argparse.Namespace, console: Console) -> int:
+    run = load(options.workdir)
+    answers = run.predict(read_inputs(options.file, run.modalities))
+    out = options.out or options.workdir / f"predictions_{options.file.stem}.npz"
+    np.savez(out, allow_pickle=False, **{name: values.astype(np.float32) for name, values in answers.items()})
+    shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in answers.items())
+    console.print(f"wrote {out}: {shapes}", markup=False, soft_wrap=True)
+    return 0
+
+
+# -- what there is ---------------------------------------------------------------------------------------------------
+
+
+def _summary(cls: type) -> str:
+    return (cls.__doc__ or "").strip().splitlines()[0].rstrip(".")
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def _methods(options: argparse.Namespace, console: Console) -> int:
+    table = _table("method", "kind", "backward passes", "what it does", "source")
+    for name, method in METHODS.items():
+        table.add_row(name, method.kind, method.backward_passes, _summary(method), method.source)
+    console.print(table)
+    return 0
+
+
+def _devices(options: argparse.Namespace, console: Console) -> int:
+    import jax
+
+    table = _table("device", "kind", "process", "memory")
+    for device in jax.devices():
+        limit = (device.memory_stats() or {}).get("bytes_limit")
+        memory = "not told" if limit is None else f"{limit / 2**30:.1f} GiB"
+        table.add_row(f"{device.platform}:{device.id}", device.device_kind, str(device.process_index), memory)
+    console.print(table)
+    return 0
+
+
+def _data_list(options: argparse.Namespace, console: Console) -> int:
+    table = _table("source", "what it is", "what it needs")
+    for name, source in SOURCES.items():
+        table.add_row(name, _summary(source), source.needs)
+    console.print(table)
+    return 0
+
+
+def _data_check(options: argparse.Namespace, console: Console) -> int:
+    report = describe(options.file)
+    arrays = _table("array", "role", "shape", "type", "range")
+    for row in report.rows():
+        arrays.add_row(*row)
+    console.print(arrays)
+    sizes = ", ".join(f"{split} {size}" for split, size in report.sizes.items())
+    if report.task is not None:
+        console.print(f"task: {report.task} with {report.num_outputs} outputs; examples: {sizes}")
+    if report.counts:
+        counts = _table("class" if report.task == "classification" else "label", *report.counts)
+        for row in report.class_rows():
+            counts.add_row(*row)
+        console.print(counts)
+    for text in report.warnings:
+        console.print(f"warning: {text}", markup=False)
+    for text in report.problems:
+        console.print(f"wrong: {text}", markup=False)
+    console.print("fit for training" if report.ok else "not fit for training")
+    return 0 if report.ok else 2
+
+
+def _prepare_avmnist(options: argparse.Namespace, console: Console) -> int:
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        manifest = avmnist.prepare(options.mnist, options.speech, options.noise, options.out, options.seed, tell)
+    sizes = ", ".join(f"{split} {end - begin:,}" for split, (begin, end) in manifest["splits"].items())
+    console.print(f"wrote {options.out}: {sizes} pairs", markup=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
