@@ -1,7 +1,7 @@
 """MIMO on AV-MNIST as it is usually published: LeNet encoders, spectrograms 112x112, all 55,000 pairs.
 
-    mmjax data prepare avmnist --mnist DIR --speech DIR --noise DIR --out data/avmnist
-    mmjax train configs/avmnist_lenet_mimo.py --data.path data/avmnist --workdir runs/avmnist_lenet_mimo
+mmjax data prepare avmnist --mnist DIR --speech DIR --noise DIR --out data/avmnist
+mmjax train configs/avmnist_lenet_mimo.py --data.path data/avmnist --workdir runs/avmnist_lenet_mimo
 """
 
 from mmjax import Config, ModelConfig, TrainConfig

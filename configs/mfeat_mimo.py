@@ -1,6 +1,6 @@
 """MIMO on six views of handwritten digits (UCI Multiple Features), MLP encoders.
 
-    mmjax train configs/mfeat_mimo.py --data.path FOLDER --workdir runs/mfeat_mimo
+mmjax train configs/mfeat_mimo.py --data.path FOLDER --workdir runs/mfeat_mimo
 """
 
 from mmjax import Config, ModelConfig, TrainConfig

@@ -1,6 +1,6 @@
 """MIMO on planted information: two modalities, one of them hidden behind a random deep map.
 
-    mmjax train configs/planted_mimo.py --workdir runs/planted_mimo
+mmjax train configs/planted_mimo.py --workdir runs/planted_mimo
 """
 
 from mmjax import Config, ModelConfig, TrainConfig

@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import datetime
 import shlex
+import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from mmjax.optim import METHODS
 from mmjax.overrides import HELP, override
 from mmjax.train import journal
 from mmjax.train.loop import NonFiniteError, fit
+from mmjax.train.observer import Observer
 from mmjax.train.run import Run, evaluate, load
 
 Command = Callable[[argparse.Namespace, Console], int]
@@ -41,10 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     options.rest = rest
     console = Console(highlight=False)
-    warnings.showwarning = _show_warning
+    command: Command = options.command
     try:
-        command: Command = options.command
-        return command(options, console)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return command(options, console)
     except KeyboardInterrupt:
         print("\nmmjax: interrupted", file=sys.stderr)
         return 130
@@ -132,7 +135,7 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     workdir = options.workdir or Path("runs") / f"{options.config.stem}-{now}"
     again = ["mmjax", "train", str(options.config), *options.rest, "--workdir", str(workdir)]
     try:
-        run = _fit(config, workdir, console)
+        run = _fit(config, workdir)
     except (KeyboardInterrupt, NonFiniteError) as error:
         _draw(workdir, config)
         if isinstance(error, NonFiniteError):
@@ -140,16 +143,39 @@ def _train(options: argparse.Namespace, console: Console) -> int:
         print(f"\nmmjax: interrupted; go on with\n  {shlex.join(again)}", file=sys.stderr)
         return 130
     _draw(workdir, config)
-    _print_results(run, run.metrics, console)
+    _print_results(run, run.metrics, "Test split", console)
     console.print(f"work folder: {workdir}", markup=False, soft_wrap=True)
     return 0
 
 
-def _fit(config: Config, workdir: Path, console: Console) -> Run:
+def _fit(config: Config, workdir: Path) -> Run:
     from mmjax.report import Observers, ProgressObserver, events_observer
 
-    with ProgressObserver(console) as progress:
-        return fit(config, workdir, observer=Observers((progress, events_observer(workdir))))
+    with Observers(_Interrupt(), ProgressObserver(), events_observer(workdir)) as observer:
+        return fit(config, workdir, observer=observer)
+
+
+class _Interrupt(Observer):
+    """Makes sure that Ctrl-C arrives: raised inside a callback of the garbage collector, Python would only print it."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __enter__(self) -> _Interrupt:
+        self._before = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        self._asked = True
+        raise KeyboardInterrupt
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Break off, if that was asked for and did not happen."""
+        if self._asked:
+            raise KeyboardInterrupt
 
 
 def _draw(workdir: Path, config: Config) -> None:
@@ -162,16 +188,17 @@ def _draw(workdir: Path, config: Config) -> None:
         save_curves(rows, workdir / "curves.png", f"{config.data.name}, {config.method.name}, seed {config.train.seed}")
 
 
-def _print_results(run: Run, metrics: dict[str, float], console: Console) -> None:
+def _print_results(run: Run, metrics: dict[str, float], title: str, console: Console) -> None:
     from mmjax.report import results_table
 
-    console.print(results_table(metrics, ("fusion", *sorted(run.modalities)), run.inference.task))
+    console.print(results_table(metrics, ("fusion", *sorted(run.modalities)), run.inference.task, title))
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
     run = load(options.workdir)
     splits = run.config.data.load()
-    _print_results(run, evaluate(run, getattr(splits, options.split)), console)
+    metrics = evaluate(run, getattr(splits, options.split))
+    _print_results(run, metrics, f"{options.split.capitalize()} split", console)
     return 0
 
 
