@@ -142,7 +142,10 @@ def test_data_check(npz, tmp_path, capsys):
         (["train", "CONFIG", "--train.sed", "1"], "did you mean --train.seed?"),
         (["train", "CONFIG", "--method.name", "mino"], "did you mean 'mimo'?"),
         (["train", "CONFIG", "--data.path", "gone.npz"], "gone.npz"),
-        (["train", "CONFIG", "--train.batch-size", "1000"], "train.batch_size = 1000 is larger than the training split"),
+        (
+            ["train", "CONFIG", "--train.batch-size", "1000"],
+            "train.batch_size = 1000 is larger than the training split",
+        ),
         (["train", "CONFIG", "--train.devices", "3"], "does not divide evenly over 3 devices"),
         (["train", "CONFIG", "--method.penalty", "-1"], "method.penalty must be"),
         (["train", "CONFIG", "--model.encoders.zom.width", "4"], "model.encoders.zom"),
