@@ -34,6 +34,8 @@ def objective_names(names: Sequence[str] | Mapping[str, Any]) -> tuple[str, ...]
     >>> objective_names({"image": 1, "fusion": 2, "audio": 3})
     ('fusion', 'audio', 'image')
     """
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"losses_fn must name its losses by strings; it returned {list(names)}")
     if FUSION not in names:
         raise ValueError(f'losses_fn must return a loss named "fusion" (objective 0); it returned {sorted(names)}')
     return (FUSION, *sorted(name for name in names if name != FUSION))
@@ -105,11 +107,13 @@ class ObjectiveGrads:
         self,
         problem: _Problem,
         pull: Callable[[dict[str, Array]], PyTree],
+        pull_selected: Callable[[dict[str, Array], dict[str, Array]], PyTree],
         losses: dict[str, Array],
         features: Callable[[], FeatureGrads] | None,
     ):
         self._problem = problem
         self._pull = pull
+        self._pull_selected = pull_selected
         self._losses = losses
         self._features = features
         self._touched: np.ndarray | None = None
@@ -130,20 +134,30 @@ class ObjectiveGrads:
         """Whether `.features()` can be asked for (`encode` was given)."""
         return self._features is not None
 
-    def weighted(self, weights: Array | Sequence[float]) -> PyTree:
+    def weighted(self, weights: Array | Sequence[float], active: Array | Sequence[bool] | None = None) -> PyTree:
         """Return the tree Σ_k weights[k] ∇L_k, like params, at the cost of one backward pass.
 
-        weights: [K], constants of differentiation. Raises ValueError if its length is not K.
+        weights: [K], constants of differentiation. active: bool[K]; a gradient of an objective that is not active is
+        left out, also where it is NaN (0 · NaN would stay NaN). The objectives then part at the features: K head
+        backwards and one encoder backward; without `encode` there is no such place, and the cost is that of `stacked`.
+
+        Raises:
+          ValueError: the length of `weights` or of `active` is not K.
         """
-        weights = jnp.asarray(weights)
-        if weights.shape != (len(self),):
-            raise ValueError(
-                f"weights must have shape ({len(self)},), one for each of {self.names}; got {weights.shape}"
-            )
-        weights = jax.lax.stop_gradient(weights)
+        weights = jax.lax.stop_gradient(self._one_each("weights", weights))
+        cotangents = {n: _like(self._losses[n], weights[k]) for k, n in enumerate(self.names)}
+        if active is None:
+            return self._problem.mean_over_devices(self._pull(cotangents))
+        active = self._one_each("active", active).astype(bool)
         return self._problem.mean_over_devices(
-            self._pull({n: _like(self._losses[n], weights[k]) for k, n in enumerate(self.names)})
+            self._pull_selected(cotangents, {n: active[k] for k, n in enumerate(self.names)})
         )
+
+    def _one_each(self, what: str, given: Any) -> Array:
+        array = jnp.asarray(given)
+        if array.shape != (len(self),):
+            raise ValueError(f"{what} must have shape ({len(self)},), one for each of {self.names}; got {array.shape}")
+        return array
 
     def stacked(self) -> PyTree:
         """Return the tree of all K gradients: every leaf [K, ...], row k the gradient of objective k."""
@@ -246,7 +260,6 @@ class FeatureGrads:
         self._head_losses = head_losses
         self._encoder_pull = encoder_pull
         self._last_layer_inputs = last_layer_inputs
-        self._gradients: Any = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -317,9 +330,13 @@ class FeatureGrads:
         if given != wanted:
             raise ValueError(f"from_last_layer needs one array for each of {self.names}; got {sorted(given)}")
 
+        samples_each = {jnp.shape(samples)[:1] for samples in cotangents.values()}
+        if len(samples_each) > 1:
+            raise ValueError(f"from_last_layer needs as many samples S of each objective; got {sorted(samples_each)}")
+
         def pull_one(name: str) -> dict[str, Array]:
             inputs, pull = jax.vjp(lambda z: self._last_layer_inputs(z)[name], self.features)
-            samples = cotangents[name]
+            samples = jnp.asarray(cotangents[name])
             if samples.shape[1:] != inputs.shape:
                 raise ValueError(
                     f"from_last_layer: {name!r} has shape {samples.shape}; "
@@ -376,7 +393,8 @@ def objective_grads(
     Returns values float32 [K] and lazy `ObjectiveGrads`, in the order of `grads.names`: "fusion", then sorted names.
 
     Raises:
-      ValueError: no "fusion" among the losses; a loss that is not a real scalar.
+      ValueError: no "fusion" among the losses; a loss that is not a real scalar; features that are not a dict of
+        floating-point arrays; params that are not floating point; no (result, aux) with has_aux.
 
     >>> import jax.numpy as jnp
     >>> def losses_fn(params, x):
@@ -393,10 +411,17 @@ def objective_grads(
     if any(i < 1 for i in argnums):
         raise ValueError(f"batch_argnums count in (params, *args): params is 0, the batch at least 1; got {argnums}")
 
-    def split(result: Any) -> tuple[Any, Any]:
-        return result if has_aux else (result, None)
+    def split(result: Any, what: str) -> tuple[Any, Any]:
+        if not has_aux:
+            return result, None
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise ValueError(f"with has_aux, {what} must return (result, aux); it returned {type(result).__name__}")
+        return result
 
     def compute(params: PyTree, *args: Any) -> Any:
+        _check_floating(params)
+        if any(i > len(args) for i in argnums):
+            raise ValueError(f"batch_argnums {argnums}: there are only arguments 0 (params) to {len(args)}")
         if axis_name is not None:
             # Differentiate a per-device copy: gradients stay local until they are averaged here, whether or not
             # shard_map tracks replication (it would otherwise have summed them already).
@@ -404,28 +429,48 @@ def objective_grads(
 
         def head(p: PyTree, features: Any, call_args: tuple[Any, ...]) -> tuple[dict[str, Array], Any]:
             result = losses_fn(p, *call_args) if encode is None else losses_fn(p, features, *call_args)
-            losses, aux = split(result)
+            losses, aux = split(result, "losses_fn")
             return _checked(losses), aux
+
+        def encoded(p: PyTree, call_args: tuple[Any, ...]) -> tuple[dict[str, Array], Any]:
+            assert encode is not None
+            features, aux = split(encode(p, *call_args), "encode")
+            return _checked_features(features), aux
 
         def whole(p: PyTree, call_args: tuple[Any, ...]) -> tuple[dict[str, Array], Any]:
             if encode is None:
                 return head(p, None, call_args)
-            features, encode_aux = split(encode(p, *call_args))
+            features, encode_aux = encoded(p, call_args)
             losses, aux = head(p, features, call_args)
             return losses, (encode_aux, aux)
 
         if encode is None:
             losses, pull, aux = jax.vjp(lambda p: whole(p, args), params, has_aux=True)
             pull_losses = lambda cotangents: pull(cotangents)[0]  # noqa: E731
+
+            def pull_selected(cotangents: dict[str, Array], active: dict[str, Array]) -> PyTree:
+                def row(name: str) -> PyTree:
+                    return jax.vjp(lambda p: whole(p, args)[0][name], params)[1](cotangents[name])[0]
+
+                return _sum_selected({name: row(name) for name in cotangents}, active)
+
         else:
-            features, encoder_pull, encode_aux = jax.vjp(lambda p: split(encode(p, *args)), params, has_aux=True)
-            features = dict(features)
+            features, encoder_pull, encode_aux = jax.vjp(lambda p: encoded(p, args), params, has_aux=True)
             losses, head_pull, head_aux = jax.vjp(lambda p, z: head(p, z, args), params, features, has_aux=True)
             aux = (encode_aux, head_aux)
 
-            def pull_losses(cotangents: dict[str, Array]) -> PyTree:
-                direct, at_features = head_pull(cotangents)
+            def through_encoders(at_heads: tuple[PyTree, dict[str, Array]]) -> PyTree:
+                direct, at_features = at_heads
                 return jax.tree.map(jnp.add, encoder_pull(at_features)[0], direct)
+
+            def pull_losses(cotangents: dict[str, Array]) -> PyTree:
+                return through_encoders(head_pull(cotangents))
+
+            def pull_selected(cotangents: dict[str, Array], active: dict[str, Array]) -> PyTree:
+                def row(name: str) -> tuple[PyTree, dict[str, Array]]:
+                    return jax.vjp(lambda p, z: head(p, z, args)[0][name], params, features)[1](cotangents[name])
+
+                return through_encoders(_sum_selected({name: row(name) for name in cotangents}, active))
 
         names = objective_names(losses)
 
@@ -450,7 +495,7 @@ def objective_grads(
             )
 
         values = problem.mean_over_devices(jnp.stack([losses[n].astype(jnp.float32) for n in names]))
-        grads = ObjectiveGrads(problem, pull_losses, losses, None if encode is None else make_features)
+        grads = ObjectiveGrads(problem, pull_losses, pull_selected, losses, None if encode is None else make_features)
         return (values, grads, aux) if has_aux else (values, grads)
 
     return compute
@@ -469,6 +514,34 @@ def _checked(losses: Any) -> dict[str, Array]:
     return losses
 
 
+def _check_floating(params: PyTree) -> None:
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} has dtype {jnp.result_type(leaf)}: params must be real floating-point "
+                "arrays; pass everything else among the other arguments"
+            )
+
+
+def _checked_features(features: Any) -> dict[str, Array]:
+    """As a plain dict, whatever mapping `encode` returned: cotangents must come back in the structure that went out."""
+    if not isinstance(features, Mapping):
+        raise ValueError(f"encode must return a dict {{modality: features}}, got {type(features).__name__}")
+    for name, z in features.items():
+        if not hasattr(z, "dtype") or not jnp.issubdtype(z.dtype, jnp.floating):
+            raise ValueError(
+                f"features {name!r} must be a floating-point array, got {getattr(z, 'dtype', type(z).__name__)}: what is no "
+                "feature (a mask, an index) goes to losses_fn among the other arguments"
+            )
+    return dict(features)
+
+
+def _sum_selected(rows: dict[str, PyTree], active: dict[str, Array]) -> PyTree:
+    """Sum the rows of the active objectives; select, not multiply: an inactive one may hold NaN."""
+    kept = [jax.tree.map(lambda g, on=active[name]: jnp.where(on, g, 0), row) for name, row in rows.items()]
+    return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *kept)
+
+
 def _like(primal: Array, cotangent: Array) -> Array:
     """Give `cotangent` the dtype of `primal`, and its device-varying type inside shard_map; XLA removes the select."""
     cotangent = cotangent.astype(primal.dtype)
@@ -477,6 +550,10 @@ def _like(primal: Array, cotangent: Array) -> Array:
 
 def _part_of(args: tuple[Any, ...], argnums: Sequence[int], part: int, parts: int) -> tuple[Any, ...]:
     def cut(leaf: Array) -> Array:
+        if jnp.ndim(leaf) == 0:
+            raise ValueError(
+                "an argument named by batch_argnums holds a scalar: all its leaves need the batch as first axis"
+            )
         size, rest = divmod(leaf.shape[0], parts)
         if rest:
             raise ValueError(f"a batch of {leaf.shape[0]} does not divide into {parts} equal parts")

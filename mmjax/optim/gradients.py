@@ -74,13 +74,13 @@ def touching_of(grads: ObjectiveGrads | PyTree, touching: PyTree | None) -> PyTr
 def weighted_sum(grads: ObjectiveGrads | PyTree, weights: Array, active: Array | None = None) -> PyTree:
     """Return Σ_k weights[k] g_k, like params: one backward pass if lazy, a contraction in float32 if stacked.
 
-    Rows with `active` False are left out of a stacked sum whatever they hold.
+    An objective with `active` False is left out whatever its gradient holds.
 
     >>> weighted_sum({"a": jnp.array([[1.0, 2.0], [10.0, 20.0]])}, jnp.array([1.0, 0.5]))["a"].tolist()
     [6.0, 12.0]
     """
     if isinstance(grads, ObjectiveGrads):
-        return grads.weighted(weights)
+        return grads.weighted(weights, active)
 
     def combine(leaf: Array) -> Array:
         rows = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))

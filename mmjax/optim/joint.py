@@ -68,11 +68,12 @@ def joint(*, num_objectives: int | None = None) -> optax.GradientTransformationE
         active = check_active(active, k)
         here = jnp.ones(k, jnp.float32) if active is None else active.astype(jnp.float32)
         weights = here * (jnp.arange(k) == 0)
-        updates = weighted_sum(grads, weights, active)
+        # Selected, not only weighted by 0: a uni-modal loss that diverges has no say in the fusion's gradient.
+        updates = weighted_sum(grads, weights, weights > 0)
         touching = touching_of(grads, touching)
         if touching is not None:
             # The second sum is dead code, and compiled away, wherever the fusion loss reaches.
-            rest = weighted_sum(grads, here - weights, active)
+            rest = weighted_sum(grads, here - weights, here > weights)
             updates = jax.tree.map(lambda u, r, t: u if bool(t[0]) else r, updates, rest, touching)
         return updates, JointState(recorded(state.record, weights))
 

@@ -94,14 +94,13 @@ def _gradients(training: Training, state: TrainState, batch: Batch) -> tuple[Arr
     rngs = {"dropout": jax.random.fold_in(state.key, state.step)}
     mutable = list(state.model_state)
     inference = training.inference
-    inputs = prepare(inference, batch.inputs)
 
     def apply(params: PyTree, value: PyTree, method: str) -> tuple[Any, PyTree]:
         variables = {"params": params, **state.model_state}
         return inference.model.apply(variables, value, train=True, method=method, rngs=rngs, mutable=mutable)
 
     def encode(params: PyTree, batch: Batch) -> tuple[dict[str, Array], PyTree]:
-        return apply(params, inputs, "encode")
+        return apply(params, prepare(inference, batch.inputs), "encode")
 
     def losses_fn(params: PyTree, features: dict[str, Array], batch: Batch) -> tuple[dict[str, Array], _HeadAux]:
         outputs, model_state = apply(params, features, "decide")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from functools import partial
 
 import chex
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.core import FrozenDict
 from jax.sharding import AxisType, PartitionSpec
 
 import mmjax
@@ -206,6 +208,76 @@ def test_last_layer_samples_are_pulled_back_one_by_one(problem):
     tree_close(back["image"][1], -2 * features.cotangents["image"])
 
 
+@pytest.mark.parametrize("kind", [FrozenDict, OrderedDict])
+def test_any_mapping_of_losses_and_features(problem, kind):
+    params, batch, rows = problem
+    _, grads = mmjax.objective_grads(
+        lambda p, z, b: kind(head_losses(p, z, b)), encode=lambda p, b: kind(encode(p, b))
+    )(params, batch)
+    tree_close(grads.weighted(WEIGHTS), weighted(rows, WEIGHTS))
+    features = grads.features()
+    assert sorted(features.cotangents) == ["audio", "image"]
+    row = features.pull_back(
+        {m: c[1] for m, c in features.cotangents.items()}, jax.tree.map(lambda d: d[1], features.direct)
+    )
+    tree_close(row, rows[1])
+
+
+def undefined(p):
+    """NaN in value and gradient, in the encoder and beyond."""
+    return jnp.sqrt(-1.0 - jnp.sum(p["encoder"]["image"]["kernel"] ** 2) - jnp.sum(p["head"]["image"]["bias"] ** 2))
+
+
+@pytest.mark.parametrize("encoded", [True, False])
+@pytest.mark.parametrize("method", ["uniform", "mimo", "joint"])
+def test_an_inactive_objective_may_be_nan(problem, encoded, method):
+    params, batch, rows = problem
+
+    def poisoned(p, z, b):
+        losses = head_losses(p, z, b)
+        return losses | {"image": losses["image"] + undefined(p) * jnp.sum(z["image"])}
+
+    call = (
+        mmjax.objective_grads(poisoned, encode=encode)
+        if encoded
+        else mmjax.objective_grads(lambda p, b: poisoned(p, encode(p, b), b))
+    )
+    tx = getattr(mmjax.optim, method)()
+    active = jnp.array([True, True, False])
+
+    def step(p, active):
+        values, grads = call(p, batch)
+        extra = {"values": values, "active": active, "touching": grads.touching}
+        lazy, state = tx.update(grads, tx.init(p), p, **extra)
+        return values, lazy, tx.update(grads.stacked(), tx.init(p), p, **extra)[0], state.record.padded[:3]
+
+    values, lazy, stacked, weights = jax.jit(step)(params, active)
+    assert np.isnan(values[2]) and weights[2] == 0
+    tree_close(lazy, stacked)
+    expected = weighted(rows, weights)
+    if method == "joint":
+        expected["head"]["audio"] = rows[1]["head"]["audio"]  # a probe keeps its own gradient
+    tree_close(lazy, expected)
+
+
+def test_selecting_the_active_costs_one_encoder_backward():
+    params, batch = make_params(features=4, hidden=4), make_batch(size=64)
+
+    def deep(p, b):
+        return {m: jnp.tanh(x @ p["encoder"][m]["wide"]) @ p["encoder"][m]["kernel"] for m, x in b["inputs"].items()}
+
+    for m in params["encoder"]:
+        params["encoder"][m] = {"wide": jnp.ones((6, 512)), "kernel": jnp.ones((512, 4))}
+
+    def cost(active):
+        def gradient(p, a):
+            return mmjax.objective_grads(head_losses, encode=deep)(p, batch)[1].weighted(WEIGHTS, a)
+
+        return jax.jit(gradient).lower(params, active).compile().cost_analysis()["flops"]
+
+    assert cost(jnp.ones(3, bool)) <= 1.05 * cost(None)
+
+
 # ---- parts -------------------------------------------------------------------------------------------------------
 
 
@@ -234,7 +306,25 @@ def test_errors_say_what_would_be_right(problem):
         mmjax.objective_grads(lambda p: p)(1.0)
     with pytest.raises(ValueError, match="batch_argnums"):
         mmjax.objective_grads(losses_fn, batch_argnums=0)
+    with pytest.raises(ValueError, match="name its losses by strings"):
+        mmjax.objective_grads(lambda p: {"fusion": p, 1: p})(1.0)
+    with pytest.raises(ValueError, match="losses_fn must return \\(result, aux\\); it returned dict"):
+        mmjax.objective_grads(lambda p: {"fusion": p, "m": p}, has_aux=True)(1.0)
+    with pytest.raises(ValueError, match="encode must return \\(result, aux\\); it returned dict"):
+        mmjax.objective_grads(head_losses_aux, encode=encode, has_aux=True)(params, batch)
+    with pytest.raises(ValueError, match="encode must return a dict"):
+        mmjax.objective_grads(head_losses, encode=lambda p, b: (p, b))(params, batch)
+    with pytest.raises(ValueError, match="'mask' must be a floating-point array, got int32"):
+        mmjax.objective_grads(head_losses, encode=lambda p, b: encode(p, b) | {"mask": b["label"]})(params, batch)
+    with pytest.raises(ValueError, match=r"params\['steps'\] has dtype int32"):
+        mmjax.objective_grads(losses_fn)(params | {"steps": jnp.int32(1)}, batch)
+    with pytest.raises(ValueError, match="only arguments 0 \\(params\\) to 1"):
+        mmjax.objective_grads(losses_fn, batch_argnums=2)(params, batch)
+    with pytest.raises(ValueError, match="holds a scalar"):
+        mmjax.objective_grads(losses_fn, batch_argnums=1)(params, batch | {"scale": 1.0})[1].parts(2)
     _, grads = mmjax.objective_grads(losses_fn)(params, batch)
+    with pytest.raises(ValueError, match=r"active must have shape \(3,\)"):
+        grads.weighted(WEIGHTS, jnp.ones(2, bool))
     with pytest.raises(ValueError, match=r"shape \(3,\)"):
         grads.weighted(jnp.ones(2))
     with pytest.raises(ValueError, match="encode="):
@@ -250,6 +340,10 @@ def test_errors_say_what_would_be_right(problem):
         features.pull_back(features.cotangents, params)
     with pytest.raises(ValueError, match="from_last_layer needs one array"):
         features.from_last_layer({"fusion": jnp.ones((2, 8, 5))})
+    with pytest.raises(ValueError, match="as many samples"):
+        features.from_last_layer(
+            {"fusion": jnp.ones((2, 8, 5)), "audio": jnp.ones((3, 8, 4)), "image": jnp.ones((2, 8, 4))}
+        )
     no_aux = mmjax.objective_grads(head_losses, encode=encode)(params, batch)[1].features()
     with pytest.raises(ValueError, match="last_layer"):
         no_aux.from_last_layer({n: jnp.ones((2, 8, 4)) for n in NAMES})
