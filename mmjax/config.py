@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # annotations only: this module imports nothing of the librar
     import optax
 
     from mmjax.data.dataset import Splits
+    from mmjax.method import Forward, Objectives, Refresh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,17 @@ class MethodConfig:
     def build(self, context: MethodContext) -> optax.GradientTransformationExtraArgs:
         """Make the combiner; it stands first in the optax chain."""
         raise TypeError(f"{type(self).__name__} is a base: take one of the methods of mmjax.optim")
+
+    def objectives(self, forward: Forward) -> Objectives:
+        """Return this method's objectives: the losses of the fusion and the heads, unless it has others."""
+        from mmjax.method import plain_losses
+
+        return plain_losses(forward)
+
+    def refresh(self, context: MethodContext) -> Refresh | None:
+        """Return what the method needs to learn from the whole training split now and then, if anything."""
+        del context
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

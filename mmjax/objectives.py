@@ -130,6 +130,11 @@ class ObjectiveGrads:
         return f"ObjectiveGrads(names={self.names}, features={self.has_features})"
 
     @property
+    def axis_name(self) -> str | None:
+        """The devices' axis that values and gradients are averaged over; None outside pmap and shard_map."""
+        return self._problem.axis_name
+
+    @property
     def has_features(self) -> bool:
         """Whether `.features()` can be asked for (`encode` was given)."""
         return self._features is not None
@@ -265,6 +270,11 @@ class FeatureGrads:
     def names(self) -> tuple[str, ...]:
         """Names of the objectives, "fusion" first."""
         return self._problem.names
+
+    @property
+    def axis_name(self) -> str | None:
+        """The axis over whose devices the examples are spread; None: all of them are here."""
+        return self._problem.axis_name
 
     def _rows(self) -> list[tuple[PyTree, dict[str, Array]]]:
         def row(name: str) -> tuple[PyTree, dict[str, Array]]:

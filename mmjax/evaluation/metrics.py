@@ -23,6 +23,16 @@ def loss_name(task: Task) -> str:
     return _LOSSES[task.kind]
 
 
+def objective_value(task: Task, metrics: Mapping[str, float], expert: str) -> float:
+    """Return an expert's loss on a split in the units of training (`mmjax.losses`), from its metrics {"expert/name": x}.
+
+    >>> objective_value(Task("regression", 4), {"fusion/mse": 0.5}, "fusion")  # half the squared error, summed
+    1.0
+    """
+    value = metrics[f"{expert}/{loss_name(task)}"]
+    return 0.5 * task.num_outputs * value if task.kind == "regression" else value
+
+
 def probabilities(task: Task, logits: np.ndarray) -> np.ndarray:
     """Return softmax or sigmoid of the logits [N, C]; for regression the values themselves.
 

@@ -12,6 +12,7 @@ import optax
 
 from mmjax.config import Config, MethodContext, validate
 from mmjax.data import Dataset, Splits, gather
+from mmjax.method import Refresh
 from mmjax.models.multimodal import build_model
 from mmjax.objectives import objective_names
 from mmjax.train.parallel import Route, make_route
@@ -31,6 +32,7 @@ class Experiment:
     total_steps: int
     evaluate_every: int
     checkpoint_every: int
+    refresh: Refresh | None = None
 
     def initial_state(self) -> TrainState:
         """Return the state at step 0 (not yet placed)."""
@@ -80,6 +82,7 @@ def build_experiment(config: Config, splits: Splits | None = None) -> Experiment
     training = Training(
         inference=Inference(model, task, splits.train.preprocess),
         tx=optax.chain(config.method.build(context), config.optimizer.build(total_steps)),
+        rule=config.method.objectives,
         label_smoothing=train.label_smoothing,
         class_weights=_balanced(splits.train) if train.class_weights == "balanced" else None,
         axis_name=route.axis_name,
@@ -94,6 +97,7 @@ def build_experiment(config: Config, splits: Splits | None = None) -> Experiment
         total_steps=total_steps,
         evaluate_every=evaluate_every,
         checkpoint_every=train.checkpoint_every or evaluate_every,
+        refresh=config.method.refresh(context),
     )
 
 

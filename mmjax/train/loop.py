@@ -16,12 +16,13 @@ import numpy as np
 
 from mmjax.config import Config
 from mmjax.data import Batch, Splits, batch_indices, gather
-from mmjax.evaluation.metrics import loss_name, score_name
+from mmjax.evaluation.metrics import loss_name, objective_value, score_name
 from mmjax.train import journal
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.experiment import Experiment, build_experiment
 from mmjax.train.observer import Observer
 from mmjax.train.predictor import Predictor
+from mmjax.train.refresher import Refresher
 from mmjax.train.run import Run
 from mmjax.train.signature import write_signature
 from mmjax.train.state import TrainState
@@ -96,7 +97,10 @@ class _Loop:
 
     def __init__(self, experiment: Experiment, folder: Path | None, observer: Observer):
         self.experiment, self.folder, self.observer = experiment, folder, observer
-        self.predictor = Predictor(experiment.training.inference, experiment.route)
+        inference = experiment.training.inference
+        self.predictor = Predictor(inference, experiment.route)
+        refresh = experiment.refresh
+        self.refresher = None if refresh is None else Refresher(refresh, inference, experiment.route)
         self.checkpoints = None if folder is None else Checkpoints(folder / journal.CHECKPOINTS)
         self.file: journal.MetricsFile | None = None
         self.books = _Bookkeeping()
@@ -138,6 +142,8 @@ class _Loop:
             for step in range(first, total):
                 if step > first:
                     batch = route.place_batch(self._batch(step))
+                if self.refresher is not None and step % self.refresher.every == 0:
+                    state = self._refresh(self.refresher, state)
                 if measure_program is not None and step % train.monitor_every == 0:
                     self.measured.append((step, measure_program(state, batch)))
                 state, metrics = step_program(state, batch)
@@ -153,7 +159,9 @@ class _Loop:
                     pause = time.perf_counter()
                     local = route.local_state(state)
                     if evaluate:
-                        self._evaluate(done, local)
+                        values = self._evaluate(done, local)
+                        local = local.replace(validation_values=jax.device_put(values, route.replicated))
+                        state = state.replace(validation_values=route.place_state(values))
                     elapsed = time.perf_counter() - started
                     if save or self.books.stopped:
                         self._save(local, elapsed)
@@ -214,7 +222,13 @@ class _Loop:
             raise NonFiniteError(int(happened[worst]), (*names, "update")[worst], self._last_checkpoint())
         self._row(row)
 
-    def _evaluate(self, done: int, local: TrainState) -> None:
+    def _refresh(self, refresher: Refresher, state: TrainState) -> TrainState:
+        local = self.experiment.route.local_state(state)
+        combiner = refresher(_variables(local), local.opt_state[0], self.experiment.splits.train)
+        return state.replace(opt_state=(self.experiment.route.place_state(combiner), *state.opt_state[1:]))
+
+    def _evaluate(self, done: int, local: TrainState) -> np.ndarray:
+        """Evaluate on validation and choose the best; return the objectives' losses there, [K]."""
         experiment, train = self.experiment, self.experiment.config.train
         task = experiment.splits.train.task
         metrics = self.predictor.metrics(_variables(local), experiment.splits.validation)
@@ -232,6 +246,7 @@ class _Loop:
             waited = self.books.evaluations_without_better + 1
             stop = bool(train.early_stopping) and waited >= train.early_stopping
             self.books = dataclasses.replace(self.books, evaluations_without_better=waited, stopped=stop)
+        return np.array([objective_value(task, metrics, name) for name in experiment.names], np.float32)
 
     def _save(self, local: TrainState, elapsed: float) -> None:
         if self.checkpoints is not None:

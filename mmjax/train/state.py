@@ -20,7 +20,8 @@ class TrainState(flax.struct.PyTreeNode):
 
     step: int32, steps taken; params; model_state: collections besides params (running batch statistics); opt_state;
     key: the run's key, constant (a step folds its number in); first_bad: int32 [K + 1], the step at which each
-    objective's loss, or last the update, was first not finite, -1 as long as it never was.
+    objective's loss, or last the update, was first not finite, -1 as long as it never was; validation_values: float32
+    [K], the objectives' losses on the validation split when it was last looked at, NaN before.
     """
 
     step: Array
@@ -29,6 +30,7 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: PyTree
     key: Array
     first_bad: Array
+    validation_values: Array
 
 
 def create_state(
@@ -46,4 +48,5 @@ def create_state(
         opt_state=tx.init(params),
         key=run_key,
         first_bad=jnp.full(num_objectives + 1, -1, jnp.int32),
+        validation_values=jnp.full(num_objectives, jnp.nan, jnp.float32),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import flax.struct
@@ -14,6 +15,7 @@ from jax import Array
 
 from mmjax.data import Batch, Task
 from mmjax.losses import example_losses, weighted_mean
+from mmjax.method import Forward, Rule, plain_losses
 from mmjax.models.heads import LastLayer
 from mmjax.models.multimodal import MultiModal, Outputs, parameter_groups
 from mmjax.objectives import ObjectiveGrads, objective_grads
@@ -39,12 +41,13 @@ class Inference:
 class Training:
     """What it takes to train, besides the state.
 
-    tx: optax.chain(combiner, ...). class_weights: one a class, or None. axis_name: the devices' axis under pmap; None
-    under jit.
+    tx: optax.chain(combiner, ...). rule: the method's objectives. class_weights: one a class, or None. axis_name: the
+    devices' axis under pmap; None under jit.
     """
 
     inference: Inference
     tx: optax.GradientTransformationExtraArgs
+    rule: Rule = plain_losses
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
     axis_name: str | None = None
@@ -63,6 +66,7 @@ class _HeadAux:
 
     outputs: Outputs
     model_state: PyTree
+    extra: dict[str, Any]
 
     @property
     def last_layer(self) -> dict[str, LastLayer]:
@@ -84,14 +88,18 @@ def forward(inference: Inference, variables: PyTree, inputs: Mapping[str, Array]
     return outputs.by_objective
 
 
-def _weight(training: Training, batch: Batch) -> Array:
-    if training.class_weights is None:
-        return batch.weight
-    return batch.weight * jnp.asarray(training.class_weights)[batch.label]
+def _loss(training: Training, batch: Batch, logits: Array) -> Array:
+    """Return the run's loss of logits [B, C]; under pmap this device's share of it."""
+    weight = batch.weight
+    if training.class_weights is not None:
+        weight = weight * jnp.asarray(training.class_weights)[batch.label]
+    losses = example_losses(training.inference.task, logits, batch.label, label_smoothing=training.label_smoothing)
+    return weighted_mean(losses, weight, training.axis_name)
 
 
-def _gradients(training: Training, state: TrainState, batch: Batch) -> tuple[Array, ObjectiveGrads, Outputs, PyTree]:
-    rngs = {"dropout": jax.random.fold_in(state.key, state.step)}
+def _gradients(training: Training, state: TrainState, batch: Batch) -> tuple[Array, ObjectiveGrads, _HeadAux, PyTree]:
+    key = jax.random.fold_in(state.key, state.step)
+    rngs = {"dropout": key}
     mutable = list(state.model_state)
     inference = training.inference
 
@@ -104,20 +112,25 @@ def _gradients(training: Training, state: TrainState, batch: Batch) -> tuple[Arr
 
     def losses_fn(params: PyTree, features: dict[str, Array], batch: Batch) -> tuple[dict[str, Array], _HeadAux]:
         outputs, model_state = apply(params, features, "decide")
-        weight = _weight(training, batch)
-        losses = {
-            name: weighted_mean(
-                example_losses(inference.task, logits, batch.label, label_smoothing=training.label_smoothing),
-                weight,
-                training.axis_name,
-            )
-            for name, logits in outputs.by_objective.items()
-        }
-        return losses, _HeadAux(outputs, model_state)
+        forward = Forward(
+            outputs=outputs,
+            label=batch.label,
+            decide=lambda features: apply(params, features, "decide")[0],
+            loss=partial(_loss, training, batch),
+            mean_over_devices=partial(_mean_over_devices, training.axis_name),
+            state=state.opt_state[0],
+            key=jax.random.fold_in(key, 2),
+        )
+        losses, extra = training.rule(forward)
+        return losses, _HeadAux(outputs, model_state, extra)
 
     compute = objective_grads(losses_fn, encode=encode, has_aux=True, batch_argnums=1, axis_name=training.axis_name)
     values, grads, (encoded_state, aux) = compute(state.params, batch)
-    return values, grads, aux.outputs, _merge(encoded_state, aux.model_state)
+    return values, grads, aux, _merge(encoded_state, aux.model_state)
+
+
+def _mean_over_devices(axis_name: str | None, tree: PyTree) -> PyTree:
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
 def _merge(encoded: PyTree, decided: PyTree) -> PyTree:
@@ -130,7 +143,7 @@ def _merge(encoded: PyTree, decided: PyTree) -> PyTree:
 
 def train_step(training: Training, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
     """Take one step: losses, per-objective gradients, combiner and optimizer, new parameters and statistics."""
-    values, grads, outputs, model_state = _gradients(training, state, batch)
+    values, grads, aux, model_state = _gradients(training, state, batch)
     updates, opt_state = training.tx.update(
         grads,
         state.opt_state,
@@ -138,9 +151,13 @@ def train_step(training: Training, state: TrainState, batch: Batch) -> tuple[Tra
         values=values,
         groups=parameter_groups(state.params),
         labels=batch.label,
-        unimodal_logits=outputs.unimodal_logits,
-        last_layer=outputs.last_layer,
+        logit_loss=partial(_loss, training, batch),
+        unimodal_logits=aux.outputs.unimodal_logits,
+        last_layer=aux.outputs.last_layer,
+        validation_values=state.validation_values,
         key=jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1),
+        axis_name=training.axis_name,
+        **aux.extra,
     )
     finite = jnp.append(jnp.isfinite(values), _all_finite(updates))
     new_state = state.replace(
