@@ -139,12 +139,13 @@ class ObjectiveGrads:
         """Whether `.features()` can be asked for (`encode` was given)."""
         return self._features is not None
 
-    def weighted(self, weights: Array | Sequence[float], active: Array | Sequence[bool] | None = None) -> PyTree:
+    def weighted(self, weights: Array | Sequence[float], active: Array | np.ndarray | None = None) -> PyTree:
         """Return the tree Σ_k weights[k] ∇L_k, like params, at the cost of one backward pass.
 
         weights: [K], constants of differentiation. active: bool[K]; a gradient of an objective that is not active is
-        left out, also where it is NaN (0 · NaN would stay NaN). The objectives then part at the features: K head
-        backwards and one encoder backward; without `encode` there is no such place, and the cost is that of `stacked`.
+        left out, also where it is NaN (0 · NaN would stay NaN). A NumPy `active` is static: what it leaves out costs
+        nothing. With one that is not, the objectives part at the features: K head backwards and one encoder backward;
+        without `encode` there is no such place, and the cost is that of `stacked`.
 
         Raises:
           ValueError: the length of `weights` or of `active` is not K.
@@ -153,10 +154,12 @@ class ObjectiveGrads:
         cotangents = {n: _like(self._losses[n], weights[k]) for k, n in enumerate(self.names)}
         if active is None:
             return self._problem.mean_over_devices(self._pull(cotangents))
-        active = self._one_each("active", active).astype(bool)
-        return self._problem.mean_over_devices(
-            self._pull_selected(cotangents, {n: active[k] for k, n in enumerate(self.names)})
-        )
+        flags = self._one_each("active", active).astype(bool)
+        asked = [k for k in range(len(self)) if not isinstance(active, np.ndarray) or active[k]]
+        if not asked:
+            return self._problem.mean_over_devices(jax.tree.map(jnp.zeros_like, self._problem.params))
+        chosen = {self.names[k]: flags[k] for k in asked}
+        return self._problem.mean_over_devices(self._pull_selected({n: cotangents[n] for n in chosen}, chosen))
 
     def _one_each(self, what: str, given: Any) -> Array:
         array = jnp.asarray(given)
@@ -187,7 +190,8 @@ class ObjectiveGrads:
         """Return as `pairs`, with gradients [n, ...]: one for each of n equal, contiguous parts of the global batch.
 
         The losses of a part are those of `losses_fn` on that part alone. Needs `batch_argnums`. Under `axis_name` the
-        parts are still those of the global batch (device order is batch order).
+        parts are still those of the global batch (device order is batch order); what losses_fn itself reduces over that
+        axis (batch statistics, the mass of unequal example weights) then mixes parts that different devices hold.
 
         Raises:
           ValueError: no `batch_argnums`, n < 1, or a batch that does not divide into n equal parts.

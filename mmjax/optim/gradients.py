@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from mmjax.objectives import LazyGradientsError, ObjectiveGrads
@@ -65,13 +66,22 @@ def stacked(grads: ObjectiveGrads | PyTree) -> PyTree:
 
 
 def touching_of(grads: ObjectiveGrads | PyTree, touching: PyTree | None) -> PyTree | None:
-    """Return which objectives reach each leaf (bool[K] a leaf), or None for a bare stacked tree: all of them do."""
+    """Return which objectives reach each leaf (bool[K] a leaf), or None for a bare stacked tree: all of them do.
+
+    Raises ValueError if a given `touching` is traced or a leaf of it is not bool[K].
+    """
     if touching is not None:
+        k = count_objectives(grads)
+        for path, leaf in jax.tree.leaves_with_path(touching):
+            if isinstance(leaf, jax.core.Tracer):
+                raise ValueError("touching is static: close over it, do not pass it through jit as an argument")
+            if jnp.shape(leaf) != (k,):
+                raise ValueError(f"touching{jax.tree_util.keystr(path)} must be bool[{k}]; got {leaf!r}")
         return touching
     return grads.touching if isinstance(grads, ObjectiveGrads) else None
 
 
-def weighted_sum(grads: ObjectiveGrads | PyTree, weights: Array, active: Array | None = None) -> PyTree:
+def weighted_sum(grads: ObjectiveGrads | PyTree, weights: Array, active: Array | np.ndarray | None = None) -> PyTree:
     """Return Σ_k weights[k] g_k, like params: one backward pass if lazy, a contraction in float32 if stacked.
 
     An objective with `active` False is left out whatever its gradient holds.

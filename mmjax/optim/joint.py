@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -67,13 +68,14 @@ def joint(*, num_objectives: int | None = None) -> optax.GradientTransformationE
         k = count_objectives(grads)
         active = check_active(active, k)
         here = jnp.ones(k, jnp.float32) if active is None else active.astype(jnp.float32)
-        weights = here * (jnp.arange(k) == 0)
+        fusion = np.arange(k) == 0
+        weights = here * fusion
         # Selected, not only weighted by 0: a uni-modal loss that diverges has no say in the fusion's gradient.
-        updates = weighted_sum(grads, weights, weights > 0)
+        updates = weighted_sum(grads, weights, fusion if active is None else fusion & active)
         touching = touching_of(grads, touching)
         if touching is not None:
             # The second sum is dead code, and compiled away, wherever the fusion loss reaches.
-            rest = weighted_sum(grads, here - weights, here > weights)
+            rest = weighted_sum(grads, here - weights, ~fusion if active is None else ~fusion & active)
             updates = jax.tree.map(lambda u, r, t: u if bool(t[0]) else r, updates, rest, touching)
         return updates, JointState(recorded(state.record, weights))
 

@@ -413,6 +413,9 @@ def test_devices_give_the_numbers_of_one(problem, route):
         return {
             "values": values,
             "weighted": grads.weighted(weights),
+            "selected": grads.weighted(weights, jnp.array([True, False, True])),
+            "left out": grads.weighted(weights, np.array([True, False, True])),
+            "none": grads.weighted(weights, np.zeros(3, bool)),
             "stacked": grads.stacked(),
             "pairs": grads.pairs(),
             "pulled": features.pull_back(cotangents, direct),
@@ -422,7 +425,9 @@ def test_devices_give_the_numbers_of_one(problem, route):
             },
         }
 
-    one = everything(params, batch)
+    one = jax.jit(everything)(params, batch)
+    tree_close(one["selected"], one["left out"])
+    tree_close(one["none"], jax.tree.map(jnp.zeros_like, params))
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     if route == "pmap":
         shards = jax.tree.map(lambda x: x.reshape(8, 1, *x.shape[1:]), batch)

@@ -75,6 +75,17 @@ def test_joint_is_the_fusion_gradient_and_trains_probes():
     assert state.weights.tolist() == [1, 0, 0]
 
 
+def test_a_diverging_probe_has_no_say_in_joint():
+    def losses(p):
+        return {"fusion": jnp.sum(p["a"] ** 2), "m": jnp.sum(p["a"] * p["b"]) * jnp.nan}
+
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    _, grads = mmjax.objective_grads(losses)(params)
+    for form in (grads, grads.stacked()):
+        update, _ = joint().update(form, joint().init(params), params, touching=grads.touching)
+        assert update["a"].tolist() == [2, 2] and np.isnan(update["b"]).all()
+
+
 def test_limits():
     values = jnp.array([0.7, 1.0, 2.0, 1.9])
     np.testing.assert_allclose(mimo_weights(values, 3.0, 1e8), [1, 1, 1, 1], rtol=1e-6)  # μ → ∞: λ/M each
@@ -317,6 +328,10 @@ def test_bad_calls_name_the_argument():
         update_of(mimo(), grads, jnp.ones(2))
     with pytest.raises(ValueError, match=r"active must have shape \(3,\)"):
         update_of(mimo(), grads, values, active=jnp.ones(2, bool))
+    with pytest.raises(ValueError, match="touching is static"):
+        jax.jit(lambda t: update_of(joint(), grads, values, touching={"w": t}))(jnp.ones(3, bool))
+    with pytest.raises(ValueError, match=r"touching\['w'\] must be bool\[3\]"):
+        update_of(joint(), grads, values, touching={"w": np.ones(2, bool)})
     with pytest.raises(ValueError, match="disagree"):
         update_of(mimo(), {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 2))}, values)
     with pytest.raises(ValueError, match="single gradients"):
