@@ -36,6 +36,16 @@ def gradient_flops(take: Any) -> float:
     return flops(lambda s, b: take(_gradients(training, s, b)[1]), state, jax.eval_shape(lenet_batch))
 
 
+def pairs_summed() -> optax.GradientTransformation:
+    """A combiner that takes every gradient apart and sums them: what any method at the parameters costs at least."""
+
+    def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        return jax.tree.map(lambda p, leaf: sum(leaf.values()), params, grads.pairs()), state
+
+    inner = mmjax.optim.uniform(num_objectives=3)
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
 def features_combined(grads: Any) -> Any:
     """All K gradients at the features, combined there, one encoder backward."""
     features = grads.features()
@@ -73,6 +83,7 @@ def main() -> None:
         ),
         (".stacked() / weighted gradient", gradient_flops(lambda g: g.stacked()) / plain, 1.70),
         (".pairs() / weighted gradient", gradient_flops(lambda g: g.pairs()) / plain, 1.70),
+        ("step that sums .pairs() / uniform step", step_flops(pairs_summed()) / uniform, 1.70),
         (".features() combined / weighted gradient", gradient_flops(features_combined) / plain, 1.05),
         ("memory of .pairs() / one gradient, M = 2", pairs_memory(2), 2.3),
         ("memory of .pairs() / one gradient, M = 5", pairs_memory(5), 2.3),

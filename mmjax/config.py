@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # annotations only: this module imports nothing of the librar
     import flax.linen as nn
     import optax
 
-    from mmjax.data.dataset import Splits
+    from mmjax.data.dataset import Splits, Task
     from mmjax.method import Forward, Objectives, Refresh
 
 
@@ -89,6 +89,16 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Shapes that a method's state may have to be sized by."""
+
+    features: dict[str, tuple[int, ...]]
+    """{modality: shape of one example's features}."""
+    last_layer: dict[str, tuple[int, int]]
+    """{objective: (D', C)}, inputs and outputs of the last layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MethodContext:
     """What the trainer knows and a method may need when it is built; all of it static."""
 
@@ -100,6 +110,8 @@ class MethodContext:
     """Number of examples in a (global) batch."""
     steps_per_epoch: int
     total_steps: int
+    task: Task
+    layout: Layout
 
 
 @dataclass(frozen=True, kw_only=True)

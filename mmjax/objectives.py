@@ -89,7 +89,7 @@ class _Problem:
         return tree if self.axis_name is None else jax.lax.pmean(tree, self.axis_name)
 
     def gradients(self, losses: Callable[[PyTree], Mapping[str, Array]]) -> tuple[PyTree, ...]:
-        """One separate `jax.grad` an objective: XLA then merges the forwards and drops what an objective does not reach.
+        """One separate `jax.grad` an objective: XLA then drops what it does not reach, and as a rule merges the forwards.
 
         (A vmap over one-hot cotangents, or a stacked loss vector, would pay K full backward passes.)
         """
@@ -108,12 +108,14 @@ class ObjectiveGrads:
         problem: _Problem,
         pull: Callable[[dict[str, Array]], PyTree],
         pull_selected: Callable[[dict[str, Array], dict[str, Array]], PyTree],
+        rows: Callable[[np.ndarray], Sequence[PyTree]],
         losses: dict[str, Array],
         features: Callable[[], FeatureGrads] | None,
     ):
         self._problem = problem
         self._pull = pull
         self._pull_selected = pull_selected
+        self._rows = rows
         self._losses = losses
         self._features = features
         self._touched: np.ndarray | None = None
@@ -169,7 +171,7 @@ class ObjectiveGrads:
 
     def stacked(self) -> PyTree:
         """Return the tree of all K gradients: every leaf [K, ...], row k the gradient of objective k."""
-        rows = self._problem.gradients(lambda p: self._problem.losses(p)[0])
+        rows = self._rows(self._touching_rows())
         return self._problem.mean_over_devices(jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows))
 
     @property
@@ -183,7 +185,7 @@ class ObjectiveGrads:
 
         With one encoder and one head a modality that is two gradients an encoder leaf and one elsewhere, whatever M.
         """
-        rows = self._problem.gradients(lambda p: self._problem.losses(p)[0])
+        rows = self._rows(self._touching_rows())
         return self._problem.mean_over_devices(self._by_leaf(rows))
 
     def parts(self, n: int) -> PyTree:
@@ -281,12 +283,7 @@ class FeatureGrads:
         return self._problem.axis_name
 
     def _rows(self) -> list[tuple[PyTree, dict[str, Array]]]:
-        def row(name: str) -> tuple[PyTree, dict[str, Array]]:
-            return jax.grad(lambda p, z: self._head_losses(p, z)[name], argnums=(0, 1))(
-                self._problem.params, self.features
-            )
-
-        return [row(name) for name in self.names]
+        return head_gradients(self._problem.params, self.features, self._head_losses, self.names)
 
     @property
     def cotangents(self) -> dict[str, Array]:
@@ -294,11 +291,18 @@ class FeatureGrads:
 
         Under `axis_name`, each device holds its own examples, scaled as in the loss over the whole batch.
         """
-        scale = 1.0
-        if self._problem.axis_name is not None:
-            scale = 1.0 / jax.lax.axis_size(self._problem.axis_name)
         rows = [z for _, z in self._rows()]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves) * scale, *rows)
+        return self._as_of_the_whole_batch(jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows))
+
+    def _as_of_the_whole_batch(self, cotangents: PyTree) -> PyTree:
+        """Turn gradients of this device's loss into those of the mean over devices."""
+        if self.axis_name is None:
+            return cotangents
+        return jax.tree.map(lambda x: x / jax.lax.axis_size(self.axis_name), cotangents)
+
+    def mean_over_examples(self, x: Array, axis: int) -> Array:
+        """Return the mean of x over its axis of examples, those on other devices included."""
+        return self._problem.mean_over_devices(jnp.mean(x, axis=axis))
 
     @property
     def direct(self) -> PyTree:
@@ -333,9 +337,10 @@ class FeatureGrads:
         """Pull samples of gradients at the last layer's input back to the features.
 
         cotangents: {objective: [S, B, D']} for every objective, with respect to the inputs that the losses_fn's aux
-        names as its `last_layer` ({objective: (inputs [B, D'], kernel, bias)}).
-        Returns {m: [S, K, B, ..., D]}; what lies between is the model's own, so each sample is pulled back exactly
-        (the variance of pulled-back samples is not the pulled-back variance).
+        names as its `last_layer` ({objective: (inputs [B, D'], kernel, bias)}); under `axis_name` they are gradients of
+        this device's own loss.
+        Returns {m: [S, K, B, ..., D]}, scaled as `.cotangents`; what lies between is the model's own, so each sample is
+        pulled back exactly (the variance of pulled-back samples is not the pulled-back variance).
 
         Raises:
           ValueError: an objective is missing or unknown, or a shape does not fit.
@@ -359,7 +364,7 @@ class FeatureGrads:
             return jax.vmap(lambda c: pull(c.astype(inputs.dtype))[0])(samples)
 
         rows = [pull_one(name) for name in self.names]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *rows)
+        return self._as_of_the_whole_batch(jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *rows))
 
     def pull_back(self, cotangents: Mapping[str, Array], direct: PyTree) -> PyTree:
         """Return the parameter gradient: one encoder backward of `cotangents` {m: [B, ..., D]}, plus `direct`.
@@ -468,6 +473,9 @@ def objective_grads(
 
                 return _sum_selected({name: row(name) for name in cotangents}, active)
 
+            def rows(touched: np.ndarray) -> Sequence[PyTree]:
+                return problem.gradients(lambda p: whole(p, args)[0])
+
         else:
             features, encoder_pull, encode_aux = jax.vjp(lambda p: encoded(p, args), params, has_aux=True)
             losses, head_pull, head_aux = jax.vjp(lambda p, z: head(p, z, args), params, features, has_aux=True)
@@ -485,6 +493,10 @@ def objective_grads(
                     return jax.vjp(lambda p, z: head(p, z, args)[0][name], params, features)[1](cotangents[name])
 
                 return through_encoders(_sum_selected({name: row(name) for name in cotangents}, active))
+
+            def rows(touched: np.ndarray) -> Sequence[PyTree]:
+                heads = head_gradients(params, features, lambda p, z: head(p, z, args)[0], names)
+                return _through_shared_encoders(heads, lambda z: encoder_pull(z)[0], touched)
 
         names = objective_names(losses)
 
@@ -509,7 +521,9 @@ def objective_grads(
             )
 
         values = problem.mean_over_devices(jnp.stack([losses[n].astype(jnp.float32) for n in names]))
-        grads = ObjectiveGrads(problem, pull_losses, pull_selected, losses, None if encode is None else make_features)
+        grads = ObjectiveGrads(
+            problem, pull_losses, pull_selected, rows, losses, None if encode is None else make_features
+        )
         return (values, grads, aux) if has_aux else (values, grads)
 
     return compute
@@ -548,6 +562,44 @@ def _checked_features(features: Any) -> dict[str, Array]:
                 "feature (a mask, an index) goes to losses_fn among the other arguments"
             )
     return dict(features)
+
+
+def head_gradients(
+    params: PyTree,
+    features: dict[str, Array],
+    losses: Callable[[PyTree, Any], Mapping[str, Array]],
+    names: Sequence[str],
+) -> list[tuple[PyTree, dict[str, Array]]]:
+    """Return, for each objective, its gradients with respect to the parameters at fixed features and to the features."""
+    return [jax.grad(lambda p, z, n=name: losses(p, z)[n], argnums=(0, 1))(params, features) for name in names]
+
+
+def _through_shared_encoders(
+    heads: Sequence[tuple[PyTree, dict[str, Array]]], encoder_pull: Callable[[Any], PyTree], touched: np.ndarray
+) -> list[PyTree]:
+    """Return the K gradients, with one encoder backward for all objectives that meet in no parameter.
+
+    With an encoder a modality that is two: the fusion loss, and all uni-modal losses together. It also differentiates
+    one and the same forward pass: XLA does not reliably merge the forwards of separate `jax.grad` calls (not with batch
+    norm, where that cost a LeNet step a quarter more).
+    """
+    groups: list[list[int]] = []
+    for k in range(len(heads)):
+        free = (g for g in groups if not any((touched[k] & touched[j]).any() for j in g))
+        group = next(free, None)
+        if group is None:
+            groups.append([k])
+        else:
+            group.append(k)
+    rows: list[PyTree] = [None] * len(heads)
+    for group in groups:
+        together = jax.tree.map(lambda *z: sum(z[1:], z[0]), *(heads[k][1] for k in group))
+        pulled, structure = jax.tree.flatten(encoder_pull(together))
+        for k in group:
+            direct = jax.tree.leaves(heads[k][0])
+            own = zip(direct, pulled, touched[k], strict=True)
+            rows[k] = jax.tree.unflatten(structure, [d + p if reached else d for d, p, reached in own])
+    return rows
 
 
 def _sum_selected(rows: dict[str, PyTree], active: dict[str, Array]) -> PyTree:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from mmjax.config import Config, MethodContext, validate
+from mmjax.config import Config, Layout, MethodContext, validate
 from mmjax.data import Dataset, Splits, gather
 from mmjax.method import Refresh
 from mmjax.models.multimodal import build_model
@@ -36,11 +36,9 @@ class Experiment:
 
     def initial_state(self) -> TrainState:
         """Return the state at step 0 (not yet placed)."""
-        example = gather(self.splits.train, np.zeros(1, np.int64)).inputs
-        inputs = prepare(self.training.inference, jax.tree.map(jax.numpy.asarray, example))
-        return create_state(
-            self.training.inference.model, inputs, self.training.tx, len(self.names), self.config.train.seed
-        )
+        inference = self.training.inference
+        inputs = _example(inference, self.splits.train)
+        return create_state(inference.model, inputs, self.training.tx, len(self.names), self.config.train.seed)
 
 
 def build_experiment(config: Config, splits: Splits | None = None) -> Experiment:
@@ -65,13 +63,6 @@ def build_experiment(config: Config, splits: Splits | None = None) -> Experiment
     names = objective_names(("fusion", *modalities))
     steps_per_epoch = math.ceil(len(splits.train) / train.batch_size)
     total_steps = math.ceil(train.epochs * len(splits.train) / train.batch_size)
-    context = MethodContext(
-        names=names,
-        num_examples=len(splits.train),
-        batch_size=train.batch_size,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-    )
     model = build_model(
         config.model,
         modalities,
@@ -79,8 +70,18 @@ def build_experiment(config: Config, splits: Splits | None = None) -> Experiment
         probe_heads=config.method.probe_heads,
         axis_name=route.axis_name,
     )
+    inference = Inference(model, task, splits.train.preprocess)
+    context = MethodContext(
+        names=names,
+        num_examples=len(splits.train),
+        batch_size=train.batch_size,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        task=task,
+        layout=_layout(inference, splits.train),
+    )
     training = Training(
-        inference=Inference(model, task, splits.train.preprocess),
+        inference=inference,
         tx=optax.chain(config.method.build(context), config.optimizer.build(total_steps)),
         rule=config.method.objectives,
         label_smoothing=train.label_smoothing,
@@ -98,6 +99,21 @@ def build_experiment(config: Config, splits: Splits | None = None) -> Experiment
         evaluate_every=evaluate_every,
         checkpoint_every=train.checkpoint_every or evaluate_every,
         refresh=config.method.refresh(context),
+    )
+
+
+def _example(inference: Inference, train: Dataset) -> dict[str, jax.Array]:
+    """Return the inputs of one example, {modality: [1, ...]}, as the model sees them."""
+    inputs = gather(train, np.zeros(1, np.int64)).inputs
+    return prepare(inference, jax.tree.map(jax.numpy.asarray, inputs))
+
+
+def _layout(inference: Inference, train: Dataset) -> Layout:
+    inputs = _example(inference, train)
+    outputs, _ = jax.eval_shape(lambda: inference.model.init_with_output(jax.random.key(0), inputs, train=False))
+    return Layout(
+        features={m: z.shape[1:] for m, z in outputs.features.items()},
+        last_layer={name: last.kernel.shape for name, last in outputs.last_layer.items()},
     )
 
 

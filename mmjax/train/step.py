@@ -156,7 +156,6 @@ def train_step(training: Training, state: TrainState, batch: Batch) -> tuple[Tra
         last_layer=aux.outputs.last_layer,
         validation_values=state.validation_values,
         key=jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1),
-        axis_name=training.axis_name,
         **aux.extra,
     )
     finite = jnp.append(jnp.isfinite(values), _all_finite(updates))
