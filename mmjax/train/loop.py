@@ -6,7 +6,6 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,16 @@ from mmjax.config import Config
 from mmjax.data import Batch, Splits, batch_indices, gather
 from mmjax.evaluation.metrics import loss_name, objective_value, score_name
 from mmjax.train import journal
+from mmjax.train.base import Experiment
 from mmjax.train.checkpoint import Checkpoints
-from mmjax.train.experiment import Experiment, build_experiment
+from mmjax.train.experiment import build_experiment
 from mmjax.train.observer import Observer
 from mmjax.train.predictor import Predictor
 from mmjax.train.refresher import Refresher
 from mmjax.train.run import Run
 from mmjax.train.signature import write_signature
 from mmjax.train.state import TrainState
-from mmjax.train.step import StepMetrics, measure_gradients, train_step
+from mmjax.train.step import StepMetrics
 
 PyTree = Any
 
@@ -93,11 +93,11 @@ def fit(
 
 
 class _Loop:
-    """One run's effects in order. The pure work is in `step.py`."""
+    """One run's effects in order. The pure work is the experiment's."""
 
     def __init__(self, experiment: Experiment, folder: Path | None, observer: Observer):
         self.experiment, self.folder, self.observer = experiment, folder, observer
-        inference = experiment.training.inference
+        inference = experiment.inference
         self.predictor = Predictor(inference, experiment.route)
         refresh = experiment.refresh
         self.refresher = None if refresh is None else Refresher(refresh, inference, experiment.route)
@@ -189,10 +189,10 @@ class _Loop:
 
     def _compile(self, state: PyTree, batch: Batch) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
         experiment = self.experiment
-        step = experiment.route.compile(partial(train_step, experiment.training), state, batch, donate=True)
+        step = experiment.route.compile(experiment.step, state, batch, donate=True)
         if not experiment.config.train.monitor_every:
             return step, None
-        measure = experiment.route.compile(partial(measure_gradients, experiment.training), state, batch, donate=False)
+        measure = experiment.route.compile(experiment.measure, state, batch, donate=False)
         return step, measure
 
     def _batch(self, step: int) -> Batch:
@@ -231,22 +231,26 @@ class _Loop:
         """Evaluate on validation and choose the best; return the objectives' losses there, [K]."""
         experiment, train = self.experiment, self.experiment.config.train
         task = experiment.splits.train.task
-        metrics = self.predictor.metrics(_variables(local), experiment.splits.validation)
+        score = score_name(task)
+        variables = experiment.ready(_variables(local))
+        metrics = self.predictor.metrics(variables, experiment.splits.validation)
         row = {"step": done, "kind": "validation"} | metrics
-        row |= {f"score/{name}": metrics[f"{name}/{score_name(task)}"] for name in experiment.names}
+        scored = (name for name in experiment.names if f"{name}/{score}" in metrics)
+        row |= {f"score/{name}": metrics[f"{name}/{score}"] for name in scored}
         self._row(row)
-        by_loss = train.select == "loss"
-        value = metrics[f"fusion/{loss_name(task)}"] if by_loss else -metrics[f"fusion/{score_name(task)}"]
+        value = experiment.criterion(metrics)
         if self.books.best_value is None or value < self.books.best_value:
             self.books = dataclasses.replace(self.books, best_value=value, best_step=done, evaluations_without_better=0)
-            self.best = _copy(_variables(local))
+            self.best = _copy(variables)
             if self.checkpoints is not None:
                 self.checkpoints.save_best(done, self.best)
         else:
             waited = self.books.evaluations_without_better + 1
             stop = bool(train.early_stopping) and waited >= train.early_stopping
             self.books = dataclasses.replace(self.books, evaluations_without_better=waited, stopped=stop)
-        return np.array([objective_value(task, metrics, name) for name in experiment.names], np.float32)
+        known = (f"{name}/{loss_name(task)}" in metrics for name in experiment.names)
+        named = zip(experiment.names, known, strict=True)
+        return np.array([objective_value(task, metrics, n) if here else np.nan for n, here in named], np.float32)
 
     def _save(self, local: TrainState, elapsed: float) -> None:
         if self.checkpoints is not None:
@@ -287,7 +291,7 @@ class _Loop:
         experiment = self.experiment
         return Run(
             config=experiment.config,
-            inference=experiment.training.inference,
+            inference=experiment.inference,
             route=experiment.route,
             variables=self._best_variables(local),
             metrics=metrics,

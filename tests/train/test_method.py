@@ -20,7 +20,7 @@ from mmjax.train.experiment import build_experiment
 from mmjax.train.loop import fit
 from mmjax.train.observer import Observer
 from mmjax.train.optimizer import SGDConfig
-from mmjax.train.step import prepare, train_step
+from mmjax.train.step import prepare
 
 
 class CountingState(NamedTuple):
@@ -143,15 +143,15 @@ def test_the_gradient_is_that_of_the_methods_own_objectives(splits):
     experiment = build_experiment(replace(config(), optimizer=SGDConfig(learning_rate=1.0, momentum=0.0)), splits)
     state = experiment.initial_state()
     batch = jax.tree.map(jnp.asarray, gather(splits.train, batch_indices(0, 0, len(splits.train), 8)))
-    model = experiment.training.inference.model
+    model = experiment.inference.model
 
     def losses(params):
-        outputs = model.apply({"params": params}, prepare(experiment.training.inference, batch.inputs), train=True)
+        outputs = model.apply({"params": params}, prepare(experiment.inference, batch.inputs), train=True)
         blind = model.apply({"params": params}, outputs.features | {"b": 0 * outputs.features["b"]}, method="decide")
         loss = lambda x: optax.softmax_cross_entropy_with_integer_labels(x, batch.label).mean()  # noqa: E731
         return sum(map(loss, outputs.by_objective.values())) + loss(blind.logits), loss(blind.logits)
 
-    new, _ = jax.jit(lambda s, b: train_step(experiment.training, s, b))(state, batch)
+    new, _ = jax.jit(experiment.step)(state, batch)
     gradient, blind = jax.grad(losses, has_aux=True)(state.params)
     expected = jax.tree.map(lambda p, g: p - g, state.params, gradient)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), new.params, expected)
