@@ -11,6 +11,7 @@ from jax import Array
 
 from mmjax.config import EncoderConfig
 from mmjax.models.layers import NORMS, Dropout, Norm, NormKind, max_pool_2x2
+from mmjax.models.options import check_option
 
 
 class MLP(nn.Module):
@@ -84,11 +85,6 @@ class LeNet(nn.Module):
         return x.reshape(x.shape[0], -1)
 
 
-def _check(option: str, value: Any, ok: bool, right: str) -> None:
-    if not ok:
-        raise ValueError(f"encoder option {option} must be {right}, got {value!r}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class MLPConfig(EncoderConfig):
     """Multi-layer perceptron on the flattened input."""
@@ -105,10 +101,10 @@ class MLPConfig(EncoderConfig):
 
     def validate(self) -> None:
         """Raise ValueError naming an option out of range."""
-        _check("width", self.width, self.width >= 1, "at least 1")
-        _check("depth", self.depth, self.depth >= 1, "at least 1")
-        _check("norm", self.norm, self.norm in NORMS, f"one of {NORMS}")
-        _check("dropout", self.dropout, 0 <= self.dropout < 1, "in [0, 1)")
+        check_option("encoder", "width", self.width, self.width >= 1, "at least 1")
+        check_option("encoder", "depth", self.depth, self.depth >= 1, "at least 1")
+        check_option("encoder", "norm", self.norm, self.norm in NORMS, f"one of {NORMS}")
+        check_option("encoder", "dropout", self.dropout, 0 <= self.dropout < 1, "in [0, 1)")
 
     def build(self, *, dtype: Any = jnp.float32, axis_name: str | None = None) -> nn.Module:
         """Make the module."""
@@ -129,9 +125,9 @@ class LeNetConfig(EncoderConfig):
 
     def validate(self) -> None:
         """Raise ValueError naming an option out of range."""
-        _check("channels", self.channels, self.channels >= 1, "at least 1")
-        _check("layers", self.layers, self.layers >= 0, "at least 0")
-        _check("norm", self.norm, self.norm in NORMS, f"one of {NORMS}")
+        check_option("encoder", "channels", self.channels, self.channels >= 1, "at least 1")
+        check_option("encoder", "layers", self.layers, self.layers >= 0, "at least 0")
+        check_option("encoder", "norm", self.norm, self.norm in NORMS, f"one of {NORMS}")
 
     def build(self, *, dtype: Any = jnp.float32, axis_name: str | None = None) -> nn.Module:
         """Make the module."""
