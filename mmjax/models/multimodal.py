@@ -77,9 +77,21 @@ class MultiModal(nn.Module):
             raise ValueError(f"{what} are of modalities {sorted(given)}; the encoders of {sorted(self.encoders)}")
 
     def encode(self, inputs: Mapping[str, Array], train: bool = False) -> dict[str, Array]:
-        """Return the features {modality: [B, D_m]} of inputs {modality: [B, ...]}."""
+        """Return the features {modality: [B, D_m] or [B, T_m, D_m]} of inputs {modality: [B, ...]}."""
         self._check(inputs, "inputs")
-        return {m: self.encoders[m](inputs[m], train) for m in sorted(inputs)}
+        return {m: self._features(m, inputs[m], train) for m in sorted(inputs)}
+
+    def _features(self, modality: str, x: Array, train: bool) -> Array:
+        try:
+            features = self.encoders[modality](x, train)
+        except ValueError as error:
+            raise ValueError(f"encoder of {modality!r}: {error}") from error
+        if features.ndim not in (2, 3) or features.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"the encoder of {modality!r} must give features [{x.shape[0]}, D] or tokens [{x.shape[0]}, T, D] for "
+                f"inputs {x.shape}, got {features.shape}"
+            )
+        return features
 
     def decide(self, features: Mapping[str, Array], train: bool = False, present: Array | None = None) -> Outputs:
         """Return the outputs that follow from the features alone.

@@ -31,6 +31,7 @@ OPTIONS = {
     "evidential": {},
 }
 BILATERAL = ("film", "multiplicative")
+TWO = (*BILATERAL, "bottleneck")  # the bottleneck takes any number; two compile faster
 LATE = ("late", "uncertainty_weighted", "evidential")
 B, C = 5, 3
 
@@ -42,12 +43,12 @@ class Pass(nn.Module):
 
 
 def features_for(kind, seed=0):
-    """Two vectors and, between them, five tokens of which some are padding; the first two for a bilateral head."""
+    """Two vectors and, between them, four tokens of which some are padding; the first two for the heads in TWO."""
     keys = jax.random.split(jax.random.key(seed), 3)
     tokens = jax.random.normal(keys[1], (B, 4, 4))
     tokens *= (jnp.arange(4) < jnp.array([4, 2, 3, 1, 4])[:, None])[..., None]
     made = {"a": jax.random.normal(keys[0], (B, 3)), "b": tokens, "c": jax.random.normal(keys[2], (B, 2))}
-    return {m: made[m] for m in ("a", "b")} if kind in BILATERAL else made
+    return {m: made[m] for m in ("a", "b")} if kind in TWO else made
 
 
 def model_for(kind, names, **options):
@@ -57,7 +58,7 @@ def model_for(kind, names, **options):
     return MultiModal(
         encoders={m: Pass() for m in names},
         fusion=config.build(C, dtype=jnp.float32),
-        heads={m: Head(C, (4,)) for m in names},
+        heads={m: Head(C, (16,)) for m in names},
     )
 
 
@@ -72,7 +73,8 @@ class Case:
         # drawn here: compiling every initialiser would take longer than all that is tested
         self.variables = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype) / x.shape[0] ** 0.5, shapes)
         self._decide = jax.jit(partial(self.model.apply, method="decide"))
-        self._gradients = jax.jit(jax.grad(self._loss, argnums=(0, 1)))
+        quick = {"xla_backend_optimization_level": 0}
+        self._gradients = jax.jit(jax.grad(self._loss, argnums=(0, 1)), compiler_options=quick)
         self.out = self.decide()
         self.params = self.variables["params"].get("fusion", {})
 
@@ -90,14 +92,18 @@ class Case:
     def class_of(self, modality, params):
         """How what a modality's class token says changes with the features of a; `params` replaces some of the head's."""
 
-        def token(a):
-            variables = {"params": self.params | params}
+        @jax.jit
+        def token(params, a):
             seen = self.model.fusion.apply(
-                variables, self.features | {"a": a}, False, capture_intermediates=True, mutable=["intermediates"]
+                {"params": params},
+                self.features | {"a": a},
+                False,
+                capture_intermediates=True,
+                mutable=["intermediates"],
             )[1]
             return seen["intermediates"][f"norm_{modality}"]["__call__"][0]
 
-        before, after = (token(self.features["a"] + shift) for shift in (0, 1))
+        before, after = (token(self.params | params, self.features["a"] + shift) for shift in (0, 1))
         return np.asarray(after - before)
 
     @property
@@ -179,8 +185,6 @@ def test_padding_tokens_are_not_seen(case, kind):
     row = {m: z[1:2] for m, z in c.features.items()}  # two real tokens
     short = {**row, "b": row["b"][:, :2]}
     np.testing.assert_allclose(c.decide(short).logits, c.out.logits[1:2], rtol=1e-4, atol=1e-6)
-    longer = {**row, "b": jnp.concatenate([row["b"], jnp.zeros((1, 3, 4))], axis=1)}
-    np.testing.assert_allclose(c.decide(longer).logits, c.out.logits[1:2], rtol=1e-4, atol=1e-6)
 
 
 def dense(x, p):

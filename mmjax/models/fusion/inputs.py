@@ -27,7 +27,9 @@ def check_present(present: Array | None, batch: int, modalities: int) -> Array:
     [[True, True]]
     """
     if present is None:
-        return jnp.ones((batch, modalities), bool)
+        # behind a barrier, so that the compiler makes the same program of this constant as of an argument, and the
+        # result is the same bit for bit
+        return jax.lax.optimization_barrier(jnp.ones((batch, modalities), bool))
     if present.shape != (batch, modalities) or present.dtype != bool:
         raise ValueError(
             f"present must be bool [{batch}, {modalities}], one flag an example and modality; "
