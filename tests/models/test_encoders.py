@@ -308,7 +308,7 @@ def test_a_module_that_is_a_pytree_plugs_in():
         (ResNet18Config(), (2, 8), r"encoder of 'a': ResNet-18 needs images.*got shape \(2, 8\)"),
         (GRUConfig(), (2, 8), r"encoder of 'a': GRU needs sequences \[B, T, F\].*got shape \(2, 8\)"),
         (GRUConfig(mask_channel=True), (2, 8, 1), r"'a'.*a feature besides it, got shape \(2, 8, 1\)"),
-        (ENCODERS["conv1d"](), (2, 900), r"'a': Conv1D .*at least 1024 samples, got shape \(2, 900\)"),
+        (ENCODERS["conv1d"](), (2, 900), r"'a': Conv1D .*at least 1024 samples, got shape \(2, 900, 1\)"),
         (TransformerConfig(), (2, 8), r"'a': Transformer needs sequences.*got shape \(2, 8\)"),
         (ENCODERS["identity"](), (2,), r"'a': identity takes features.*got shape \(2,\)"),
         (
