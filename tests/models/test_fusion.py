@@ -236,6 +236,34 @@ def test_film_and_multiplicative_by_their_formulas(case):
     close(c.out.logits, dense(relu(product + linear), c.params["head"]["last"]))
 
 
+def only(c, modality):
+    return jnp.zeros((B, len(c.features)), bool).at[:, sorted(c.features).index(modality)].set(True)
+
+
+@pytest.mark.parametrize("kind", ["cross_attention", "bottleneck", *LATE])
+def test_with_one_modality_left_the_others_might_not_exist(case, kind):
+    c = case(kind)
+    alone = {"a": c.features["a"]}
+    model = MultiModal({"a": Pass()}, c.model.fusion, {"a": Head(C, (16,))})
+    expected = jax.jit(partial(model.apply, method="decide"))(c.variables, alone)
+    np.testing.assert_allclose(c.decide(present=only(c, "a")).logits, expected.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_what_stands_for_the_absent_by_the_formulas(case):
+    c = case("gated")
+    kept = np.tanh(dense(c.vectors["a"], c.params["project_a"]))  # its gate is 1
+    close(c.decide(present=only(c, "a")).logits, dense(kept, c.params["head"]["last"]))
+    c = case("film")
+    last = c.params["head"]["last"]
+    close(c.decide(present=only(c, "a")).logits, dense(relu(dense(c.vectors["a"], c.params["project"])), last))
+    beta = np.split(dense(c.vectors["b"], c.params["modulation"]), 2, axis=1)[1]
+    close(c.decide(present=only(c, "b")).logits, dense(relu(beta), last))
+    c = case("tensor")
+    units = {m: np.zeros((B, 3)) for m in c.vectors} | {"b": relu(dense(c.vectors["b"], c.params["project_b"]))}
+    hidden = relu(dense(outer(units.values()), c.params["head"]["dense_0"]))
+    close(c.decide(present=only(c, "b")).logits, dense(hidden, c.params["head"]["last"]))
+
+
 def test_film_conditioning_is_chosen_by_name():
     features = features_for("film")
     shapes = {
@@ -280,6 +308,17 @@ def test_published_size_of_low_rank_tensor_fusion():
     features = {"image": jnp.zeros((1, 48)), "audio": jnp.zeros((1, 192))}
     params = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), features)["params"]
     assert sum(p.size for p in jax.tree.leaves(params)) == 40 * 120 * (49 + 193) + 40 + 120 + 120 * 10 + 10
+
+
+def test_low_rank_tensor_fusion_costs_what_its_formula_says():
+    batch, sizes, rank, width = 64, (48, 192), 40, 120
+    module = FUSIONS["low_rank_tensor"]().build(C, dtype=jnp.float32)
+    features = {m: jax.ShapeDtypeStruct((batch, d), jnp.float32) for m, d in zip("ab", sizes, strict=True)}
+    variables = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), features)
+    forward = jax.jit(lambda v, z: module.apply(v, z, False).logits).lower(variables, features).compile()
+    terms = batch * rank * width
+    formula = 2 * terms * sum(d + 1 for d in sizes) + terms + 2 * terms + 2 * batch * width * C
+    assert forward.cost_analysis()["flops"] <= 1.3 * formula
 
 
 def test_bottlenecks_are_the_only_way_between_modalities(case):
