@@ -58,8 +58,11 @@ class FusionConfig:
     name: str
     """Kind of fusion head."""
 
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "multilabel", "regression")
+    """Kinds of task that the head is meant for."""
+
     def build(self, num_outputs: int, *, dtype: Any, axis_name: str | None = None) -> nn.Module:
-        """Make the linen module; it maps ({modality: features}, train) to `HeadOutput`."""
+        """Make the linen module; it maps ({modality: features}, train, present=None) to `HeadOutput`."""
         raise TypeError(f"{type(self).__name__} is a base: take one of the fusions of mmjax.models")
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from mmjax.data.dataset import Task
+from mmjax.evaluation.calibration import expected_calibration_error, multilabel_calibration_error
+from mmjax.evaluation.ranking import mean_auroc, mean_average_precision
 from mmjax.objectives import FUSION
 
 _SCORES = {"classification": "accuracy", "multilabel": "map", "regression": "r2"}
@@ -79,16 +81,20 @@ def late_fusion(task: Task, logits: Mapping[str, np.ndarray]) -> np.ndarray:
 def task_metrics(task: Task, logits: np.ndarray, label: np.ndarray) -> dict[str, float]:
     """Return the task's metrics of logits [N, C] against labels [N] or [N, L].
 
-    classification: accuracy, macro_f1, nll (nats), ece.
-    multilabel: map, macro_f1 (threshold ½), nll (nats, mean over labels).
-    regression: r2 (mean over outputs), mse and mae (means over examples and outputs).
+    classification: accuracy, balanced_accuracy, macro_f1 (micro F1 is the accuracy), auroc and map (each class against
+      the rest, mean over classes), nll (nats), ece.
+    multilabel: map, macro_f1 and micro_f1 (threshold ½), auroc, nll (nats, mean over labels), ece (mean over labels).
+    regression: r2 and pearson (means over outputs), mse and mae (means over examples and outputs).
+
+    What is not defined for a class, label or output (a class that never occurs, an output that never varies) leaves it
+    out of the mean; where nothing is left, the metric is what chance gives: 0, and ½ for auroc.
 
     Raises:
       ValueError: no example, or lengths that differ.
 
     >>> metrics = task_metrics(Task("regression", 1), np.array([[1.0], [2.0]]), np.array([[1.0], [3.0]]))
-    >>> metrics == {"r2": 0.5, "mse": 0.5, "mae": 0.5}
-    True
+    >>> {name: round(value, 6) for name, value in metrics.items()}
+    {'r2': 0.5, 'pearson': 1.0, 'mse': 0.5, 'mae': 0.5}
     """
     logits, label = np.asarray(logits, np.float64), np.asarray(label)
     if len(logits) == 0 or len(logits) != len(label):
@@ -104,9 +110,13 @@ def _classification(logits: np.ndarray, label: np.ndarray) -> dict[str, float]:
     predicted = logits.argmax(axis=-1)
     classes = np.arange(logits.shape[-1])
     log_probability = _log_softmax(logits)
+    actual = label[:, None] == classes
     return {
         "accuracy": float(np.mean(predicted == label)),
-        "macro_f1": macro_f1(predicted[:, None] == classes, label[:, None] == classes),
+        "balanced_accuracy": balanced_accuracy(predicted, label),
+        "macro_f1": macro_f1(predicted[:, None] == classes, actual),
+        "auroc": mean_auroc(log_probability, actual),
+        "map": mean_average_precision(log_probability, actual),
         "nll": float(-np.mean(log_probability[np.arange(len(label)), label])),
         "ece": expected_calibration_error(np.exp(log_probability), label),
     }
@@ -116,7 +126,10 @@ def _multilabel(logits: np.ndarray, actual: np.ndarray) -> dict[str, float]:
     return {
         "map": mean_average_precision(logits, actual),
         "macro_f1": macro_f1(logits > 0, actual),
+        "micro_f1": micro_f1(logits > 0, actual),
+        "auroc": mean_auroc(logits, actual),
         "nll": float(np.mean(np.logaddexp(0, np.where(actual, -logits, logits)))),
+        "ece": multilabel_calibration_error(np.exp(-np.logaddexp(0, -logits)), actual),
     }
 
 
@@ -127,9 +140,45 @@ def _regression(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float]:
     spread = np.sum((actual - actual.mean(axis=0))[:, varies] ** 2, axis=0)
     return {
         "r2": float(np.mean(1 - residual / spread)) if varies.any() else 0.0,
+        "pearson": pearson(predicted, actual),
         "mse": float(np.mean(error**2)),
         "mae": float(np.mean(np.abs(error))),
     }
+
+
+def balanced_accuracy(predicted: np.ndarray, label: np.ndarray) -> float:
+    """Return the mean over classes of the share found, int [N] both; a class that never occurs is left out.
+
+    >>> balanced_accuracy(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]))
+    0.75
+    """
+    return float(np.mean([np.mean(predicted[label == c] == c) for c in np.unique(label)]))
+
+
+def pearson(predicted: np.ndarray, actual: np.ndarray) -> float:
+    """Return the mean over outputs of Pearson's correlation, [N, L] both.
+
+    An output that never varies, on either side, is left out; 0 if none is left.
+
+    >>> round(pearson(np.array([[1.0], [2.0], [3.0]]), np.array([[2.0], [4.0], [6.0]])), 6)
+    1.0
+    """
+    varies = (np.ptp(actual, axis=0) > 0) & (np.ptp(predicted, axis=0) > 0)
+    if not varies.any():
+        return 0.0
+    a, b = (x[:, varies] - x[:, varies].mean(axis=0) for x in (predicted, actual))
+    spread = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)
+    return float(np.mean(np.sum(a * b, axis=0) / spread))
+
+
+def micro_f1(predicted: np.ndarray, actual: np.ndarray) -> float:
+    """Return the F1 over all entries, bool [N, L]; 0 if nothing is predicted and nothing there.
+
+    >>> micro_f1(np.array([[True, False], [True, False]]), np.array([[True, False], [False, True]]))
+    0.5
+    """
+    total = np.sum(predicted) + np.sum(actual)
+    return float(2 * np.sum(predicted & actual) / total) if total else 0.0
 
 
 def macro_f1(predicted: np.ndarray, actual: np.ndarray) -> float:
@@ -142,43 +191,6 @@ def macro_f1(predicted: np.ndarray, actual: np.ndarray) -> float:
     total = np.sum(predicted, axis=0) + np.sum(actual, axis=0)
     seen = total > 0
     return float(np.mean(2 * hits[seen] / total[seen])) if seen.any() else 0.0
-
-
-def mean_average_precision(scores: np.ndarray, actual: np.ndarray) -> float:
-    """Return the mean over labels of average precision; labels without positives are skipped; 0 if none has any.
-
-    scores: [N, L]; actual: bool [N, L]. Equal scores are one threshold.
-
-    >>> mean_average_precision(np.array([[0.9], [0.8], [0.7]]), np.array([[True], [False], [True]]))
-    0.8333333333333333
-    """
-    with_positives = np.flatnonzero(actual.any(axis=0))
-    if with_positives.size == 0:
-        return 0.0
-    return float(np.mean([_average_precision(scores[:, i], actual[:, i]) for i in with_positives]))
-
-
-def _average_precision(scores: np.ndarray, actual: np.ndarray) -> float:
-    order = np.argsort(-scores, kind="stable")
-    last_of_ties = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    hits = np.cumsum(actual[order])[last_of_ties]
-    precision = hits / (last_of_ties + 1)
-    return float(np.sum(np.diff(hits, prepend=0) * precision) / actual.sum())
-
-
-def expected_calibration_error(probability: np.ndarray, label: np.ndarray, bins: int = 15) -> float:
-    """Return Σ_b (n_b/N) |accuracy_b − confidence_b| over equal-width bins of the top probability.
-
-    probability: [N, C], rows sum to 1; label: int [N]. A bin holds its lower edge; the last one also 1.
-
-    >>> expected_calibration_error(np.array([[0.75, 0.25]] * 4), np.array([0, 0, 0, 1]))
-    0.0
-    """
-    confidence = probability.max(axis=-1)
-    right = probability.argmax(axis=-1) == label
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gap = np.bincount(place, weights=right - confidence, minlength=bins)
-    return float(np.sum(np.abs(gap)) / len(label))
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

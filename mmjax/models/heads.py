@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from mmjax.models.tokens import as_vector
+
 
 class LastLayer(NamedTuple):
     """A head's last, linear layer: logits = inputs @ kernel + bias.
@@ -21,14 +23,16 @@ class LastLayer(NamedTuple):
 
 
 class HeadOutput(NamedTuple):
-    """What a head or fusion module returns: logits float32 [B, C] and its last layer."""
+    """What a head or fusion module returns: logits float32 [B, C] and its last layer; None where none is linear."""
 
     logits: Array
-    last_layer: LastLayer
+    last_layer: LastLayer | None
 
 
 class Head(nn.Module):
     """Hidden layers with ReLU, then one linear layer named `last`: features [B, D] to `HeadOutput`.
+
+    Of tokens [B, T, D] it takes the mean over those that are no padding.
 
     >>> import jax
     >>> module = Head(num_outputs=10, hidden=(100,))
@@ -43,7 +47,8 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> HeadOutput:
-        """Map features x [B, D] to logits."""
+        """Map features x [B, D] or [B, T, D] to logits."""
+        x = as_vector(x)
         for i, width in enumerate(self.hidden):
             x = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"dense_{i}")(x))
         last = nn.Dense(self.num_outputs, dtype=self.dtype, name="last")

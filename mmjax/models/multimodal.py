@@ -12,8 +12,8 @@ from jax import Array
 
 from mmjax.config import ModelConfig
 from mmjax.models.encoders import MLPConfig
-from mmjax.models.fusion import ConcatConfig
-from mmjax.models.heads import Head, LastLayer
+from mmjax.models.fusion import ConcatConfig, DecisionFusion
+from mmjax.models.heads import Head, HeadOutput, LastLayer
 from mmjax.objectives import FUSION
 
 
@@ -21,8 +21,9 @@ from mmjax.objectives import FUSION
 class Outputs:
     """What the model says of a batch.
 
-    features: {modality: [B, D_m]}; unimodal_logits: {modality: [B, C]}; logits: [B, C], the fused ones; last_layer:
-    {objective: LastLayer(inputs, kernel, bias)} of the fusion ("fusion") and each uni-modal head.
+    features: {modality: [B, D_m] or tokens [B, T_m, D_m]}; unimodal_logits: {modality: [B, C]}; logits: [B, C], the
+    fused ones; last_layer: {objective: LastLayer(inputs, kernel, bias)} of the fusion ("fusion") and each uni-modal
+    head, without those that have none (evidential fusion).
     """
 
     features: dict[str, Array]
@@ -39,9 +40,11 @@ class Outputs:
 class MultiModal(nn.Module):
     """Encoders {modality: module}, a fusion head, and one uni-modal head a modality.
 
-    encoders: modules (x [B, ...], train) -> [B, D_m]; fusion: module ({modality: features}, train) -> HeadOutput;
-    heads: modules (features, train) -> HeadOutput, the same modalities. probe_heads: the heads see
-    stop_gradient(features), so that they measure each modality without steering its encoder.
+    encoders: modules (x [B, ...], train) -> [B, D_m] or tokens [B, T_m, D_m]; fusion: module ({modality: features},
+    train, present) -> HeadOutput, or a `DecisionFusion`, which is given the heads' outputs instead; heads: modules
+    (features, train) -> HeadOutput, the same modalities. probe_heads: the heads see stop_gradient(features), so that
+    they measure each modality without steering its encoder. The heads of a `DecisionFusion` are parts of it and no
+    probes: then their own logits carry a stop_gradient, and the fusion loss alone trains them.
 
     Raises:
       ValueError: no modality, one called "fusion", heads or inputs of other modalities than the encoders.
@@ -74,27 +77,47 @@ class MultiModal(nn.Module):
             raise ValueError(f"{what} are of modalities {sorted(given)}; the encoders of {sorted(self.encoders)}")
 
     def encode(self, inputs: Mapping[str, Array], train: bool = False) -> dict[str, Array]:
-        """Return the features {modality: [B, D_m]} of inputs {modality: [B, ...]}."""
+        """Return the features {modality: [B, D_m] or [B, T_m, D_m]} of inputs {modality: [B, ...]}."""
         self._check(inputs, "inputs")
-        return {m: self.encoders[m](inputs[m], train) for m in sorted(inputs)}
+        return {m: self._features(m, inputs[m], train) for m in sorted(inputs)}
 
-    def decide(self, features: Mapping[str, Array], train: bool = False) -> Outputs:
-        """Return the outputs that follow from the features alone."""
+    def _features(self, modality: str, x: Array, train: bool) -> Array:
+        try:
+            features = self.encoders[modality](x, train)
+        except ValueError as error:
+            raise ValueError(f"encoder of {modality!r}: {error}") from error
+        if features.ndim not in (2, 3) or features.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"the encoder of {modality!r} must give features [{x.shape[0]}, D] or tokens [{x.shape[0]}, T, D] for "
+                f"inputs {x.shape}, got {features.shape}"
+            )
+        return features
+
+    def decide(self, features: Mapping[str, Array], train: bool = False, present: Array | None = None) -> Outputs:
+        """Return the outputs that follow from the features alone.
+
+        present: bool [B, M], columns by sorted modality, which features the fusion may use; None: all.
+        """
         self._check(features, "features")
         self._check(self.heads, "heads")
-        fused = self.fusion(features, train)
-        seen = jax.lax.stop_gradient(dict(features)) if self.probe_heads else features
-        alone = {m: self.heads[m](seen[m], train) for m in sorted(features)}
+        late = isinstance(self.fusion, DecisionFusion)
+        probes = self.probe_heads and not late
+        seen = jax.lax.stop_gradient(dict(features)) if probes else features
+        alone: dict[str, HeadOutput] = {m: self.heads[m](seen[m], train) for m in sorted(features)}
+        fused: HeadOutput = self.fusion(alone if late else features, train, present)
+        if late and self.probe_heads:
+            alone = jax.lax.stop_gradient(alone)
+        decisions = {FUSION: fused, **alone}
         return Outputs(
             features=dict(features),
             unimodal_logits={m: out.logits for m, out in alone.items()},
             logits=fused.logits,
-            last_layer={FUSION: fused.last_layer} | {m: out.last_layer for m, out in alone.items()},
+            last_layer={name: out.last_layer for name, out in decisions.items() if out.last_layer is not None},
         )
 
-    def __call__(self, inputs: Mapping[str, Array], train: bool = False) -> Outputs:
+    def __call__(self, inputs: Mapping[str, Array], train: bool = False, present: Array | None = None) -> Outputs:
         """Encode and decide."""
-        return self.decide(self.encode(inputs, train), train)
+        return self.decide(self.encode(inputs, train), train, present)
 
 
 def parameter_groups(params: Mapping[str, Any]) -> Any:

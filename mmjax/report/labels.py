@@ -17,11 +17,15 @@ COLUMNS: Mapping[TaskKind, tuple[str, ...]] = {
     "multilabel": ("map", "macro_f1", "nll"),
     "regression": ("r2", "mse", "mae"),
 }
-"""Metrics of each task, the score first."""
+"""Metrics of each task that a table shows, the score first; `task_metrics` has more."""
 
 _TITLES = {
     "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "auroc": "AUROC",
+    "pearson": "Pearson",
     "nll": "NLL",
     "ece": "ECE",
     "map": "mAP",
@@ -29,7 +33,7 @@ _TITLES = {
     "mse": "MSE",
     "mae": "MAE",
 }
-PERCENTAGES = frozenset({"accuracy", "macro_f1", "map", "ece"})
+PERCENTAGES = frozenset({"accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "auroc", "map", "ece"})
 """Metrics between 0 and 1, written in percent."""
 
 

@@ -73,6 +73,11 @@ def build_experiment(config: Config, splits: Splits | None = None) -> Experiment
     for option, default in (("label_smoothing", 0.0), ("class_weights", "none")):
         if task.kind != "classification" and getattr(train, option) != default:
             raise ValueError(f"train.{option} is for classification; the task here is {task.kind}")
+    fusion = config.model.fusion
+    if fusion is not None and task.kind not in fusion.tasks:
+        raise ValueError(
+            f"model.fusion {fusion.name!r} is for {' and '.join(fusion.tasks)}; the task here is {task.kind}"
+        )
     route = make_route(train.parallel, train.devices, train.batch_size)
     modalities = splits.train.modalities
     names = objective_names(("fusion", *modalities))

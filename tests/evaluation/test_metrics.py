@@ -18,7 +18,10 @@ from mmjax.evaluation.metrics import (
     late_fusion,
     loss_name,
     macro_f1,
+    mean_auroc,
     mean_average_precision,
+    micro_f1,
+    pearson,
     probabilities,
     score_name,
     task_metrics,
@@ -53,7 +56,19 @@ def test_classification_agrees_with_scikit_learn(seed, n, c):
     label = rng.integers(0, c, n).astype(np.int32)  # small n: classes are absent from labels, predictions or both
     found = task_metrics(classes(c), logits, label)
     predicted = logits.argmax(1)
-    assert set(found) == {"accuracy", "macro_f1", "nll", "ece"}
+    assert set(found) == {"accuracy", "balanced_accuracy", "macro_f1", "auroc", "map", "nll", "ece"}
+    occurs = [np.mean(predicted[label == i] == i) for i in set(label.tolist())]
+    assert found["balanced_accuracy"] == pytest.approx(np.mean(occurs), rel=1e-12)
+    if set(predicted.tolist()) <= set(label.tolist()) != {label[0]}:  # else scikit-learn warns
+        assert found["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(label, predicted), rel=1e-12)
+    assert found["accuracy"] == pytest.approx(sk.f1_score(label, predicted, average="micro"), rel=1e-12)
+    shares = probabilities(classes(c), logits)
+    there = [i for i in range(c) if (label == i).any()]
+    both = [i for i in there if not (label == i).all()]
+    areas = [sk.roc_auc_score(label == i, shares[:, i]) for i in both]
+    precision = [sk.average_precision_score(label == i, shares[:, i]) for i in there]
+    assert found["auroc"] == pytest.approx(np.mean(areas) if both else 0.5, rel=1e-12)
+    assert found["map"] == pytest.approx(np.mean(precision), rel=1e-12)
     assert found["accuracy"] == pytest.approx(sk.accuracy_score(label, predicted), rel=1e-12)
     assert found["macro_f1"] == pytest.approx(sk.f1_score(label, predicted, average="macro"), rel=1e-12)
     assert found["nll"] == pytest.approx(sk.log_loss(label, softmax(logits), labels=np.arange(c)), rel=1e-6)
@@ -104,6 +119,15 @@ def test_ece_known_answers():
 # -- multi-label -------------------------------------------------------------------------------------------------------
 
 
+def brute_force_frequency_gap(probability: np.ndarray, actual: np.ndarray, bins: int = 15) -> float:
+    total = 0.0
+    for b in range(bins):
+        inside = [(p, a) for p, a in zip(probability, actual, strict=True) if b <= p * bins < b + 1]
+        if inside:
+            total += abs(sum(a for _, a in inside) - sum(p for p, _ in inside)) / len(actual)
+    return total
+
+
 @FEW
 @given(SEEDS, st.integers(1, 30), st.integers(1, 5), st.sampled_from([1, 100]))
 def test_multilabel_agrees_with_scikit_learn(seed, n, labels, steps):
@@ -115,7 +139,15 @@ def test_multilabel_agrees_with_scikit_learn(seed, n, labels, steps):
     precision = [sk.average_precision_score(label[:, i], logits[:, i]) for i in there]
     f1 = [sk.f1_score(label[:, i], logits[:, i] > 0) for i in range(labels) if (label[:, i] + (logits[:, i] > 0)).any()]
     nll = [sk.log_loss(label[:, i], sigmoid(logits[:, i]), labels=[0, 1]) for i in range(labels)]
-    assert set(found) == {"map", "macro_f1", "nll"}
+    both = [i for i in there if not label[:, i].all()]
+    areas = [sk.roc_auc_score(label[:, i], logits[:, i]) for i in both]
+    assert set(found) == {"map", "macro_f1", "micro_f1", "auroc", "nll", "ece"}
+    assert found["auroc"] == pytest.approx(np.mean(areas) if both else 0.5, rel=1e-12)
+    micro = sk.f1_score(label.astype(int), (logits > 0).astype(int), average="micro", zero_division=0.0)
+    if labels > 1:  # for one label scikit-learn takes "micro" for accuracy over both classes
+        assert found["micro_f1"] == pytest.approx(micro, rel=1e-12)
+    errors = [brute_force_frequency_gap(p, a) for p, a in zip(sigmoid(logits).T, label.T, strict=True)]
+    assert found["ece"] == pytest.approx(np.mean(errors), abs=1e-9)
     assert found["map"] == pytest.approx(np.mean(precision) if there else 0.0, rel=1e-12)
     assert found["macro_f1"] == pytest.approx(np.mean(f1) if f1 else 0.0, rel=1e-12)
     assert found["nll"] == pytest.approx(np.mean(nll), rel=1e-9)
@@ -134,6 +166,15 @@ def test_labels_without_positives_are_skipped():
     assert mean_average_precision(scores, np.zeros((2, 2), bool)) == 0.0
 
 
+def test_where_nothing_is_defined_a_metric_is_what_chance_gives():
+    everywhere = np.ones((3, 2), bool)
+    assert mean_auroc(np.eye(3)[:, :2], everywhere) == 0.5
+    assert mean_auroc(np.eye(3)[:, :2], ~everywhere) == 0.5
+    assert micro_f1(~everywhere, ~everywhere) == 0.0
+    one = task_metrics(classes(3), np.eye(3)[:1], np.array([0]))  # a single example
+    assert (one["auroc"], one["map"], one["balanced_accuracy"]) == (0.5, 1.0, 1.0)
+
+
 # -- regression --------------------------------------------------------------------------------------------------------
 
 
@@ -145,7 +186,9 @@ def test_regression_agrees_with_scikit_learn(seed, n, outputs, offset):
     predicted = label + rng.normal(size=(n, outputs)).astype(np.float32)
     found = task_metrics(Task("regression", outputs), predicted, label)
     wide, actual = predicted.astype(np.float64), label.astype(np.float64)
-    assert set(found) == {"r2", "mse", "mae"}
+    assert set(found) == {"r2", "pearson", "mse", "mae"}
+    correlations = [np.corrcoef(actual[:, i], wide[:, i])[0, 1] for i in range(outputs)]
+    assert found["pearson"] == pytest.approx(np.mean(correlations), rel=1e-9, abs=1e-9)
     assert found["r2"] == pytest.approx(sk.r2_score(actual, wide), rel=1e-9, abs=1e-9)
     assert found["mse"] == pytest.approx(sk.mean_squared_error(actual, wide), rel=1e-12)
     assert found["mae"] == pytest.approx(sk.mean_absolute_error(actual, wide), rel=1e-12)
@@ -158,6 +201,9 @@ def test_an_output_that_never_varies_is_left_out_of_r2():
     expected = sk.r2_score(label[:, 0], predicted[:, 0])
     assert task_metrics(task, predicted, label)["r2"] == pytest.approx(expected)
     assert task_metrics(Task("regression", 1), predicted[:, 1:], label[:, 1:])["r2"] == 0.0
+    assert task_metrics(task, predicted, label)["pearson"] == pytest.approx(1.0)
+    assert task_metrics(task, label[:, ::-1], label)["pearson"] == 0.0  # each output constant on one side
+    assert pearson(np.full((4, 1), 0.5), np.arange(4.0)[:, None]) == 0.0
 
 
 # -- all tasks ---------------------------------------------------------------------------------------------------------
