@@ -103,7 +103,12 @@ def _shape_of(leaf: Any) -> tuple[Any, ...]:
     return jnp.shape(leaf), jnp.result_type(leaf)
 
 
-def _sound(problem: Problem, outcome: Outcome, params: PyTree) -> str | None:
+def _is_floating(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+
+
+def _sound(problem: Problem, outcome: Outcome, params: PyTree, start: PyTree) -> str | None:
+    """Say what is not as it should be with the update and the state; start: the state before."""
     wanted = jax.tree.map(_shape_of, params)
     structure: Any = jax.tree.structure(outcome.update)
     if structure != jax.tree.structure(params):
@@ -113,9 +118,13 @@ def _sound(problem: Problem, outcome: Outcome, params: PyTree) -> str | None:
         return f"the update's shapes and types are {got}, the parameters' {wanted}"
     if not np.all(np.isfinite(outcome.flat)):
         return f"the update is {partial_array(outcome.flat)}"
+    before = {path: np.isfinite(leaf) for path, leaf in jax.tree.leaves_with_path(start) if _is_floating(leaf)}
     for path, leaf in jax.tree.leaves_with_path(outcome.state):
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.all(np.isfinite(leaf)):
-            return f"the state's {jax.tree_util.keystr(path)} is {np.asarray(leaf)}"
+        # An entry may stand at NaN from the start (nothing is measured yet), but not come to it.
+        was_finite = before.get(path, np.True_)
+        was_finite = was_finite if was_finite.shape == jnp.shape(leaf) else np.True_
+        if _is_floating(leaf) and np.any(was_finite & ~np.isfinite(leaf)):
+            return f"the state's {jax.tree_util.keystr(path)} became {np.asarray(leaf)}"
     if outcome.weights is not None and outcome.weights.shape != (problem.num_objectives,):
         return f"the state's weights have shape {outcome.weights.shape}, expected ({problem.num_objectives},)"
     return None
@@ -133,7 +142,8 @@ def finite(subject: Subject) -> Failure:
                     problem = problems.scaled(kind, scale)
                     for start in (None,) if state is None else (None, state):  # a first step, and one in a run
                         outcome = subject.update(problem, state=start)
-                        if broken := _sound(problem, outcome, problem.arrays()["params"]):
+                        before = subject.initial(problem) if start is None else start
+                        if broken := _sound(problem, outcome, problem.arrays()["params"], before):
                             return problem, broken
                     state = outcome.state
     return None
@@ -199,7 +209,7 @@ def absent_objectives(subject: Subject) -> Failure:
                 for objective in (k - 1, 1, 0):
                     problem = problems.absent(whole, objective)
                     got = subject.update(problem)
-                    if broken := _sound(problem, got, problem.arrays()["params"]):
+                    if broken := _sound(problem, got, problem.arrays()["params"], subject.initial(problem)):
                         return problem, broken
                     other = subject.update(problems.absent(whole, objective, 3.0))
                     if broken := _differs(got.flat, other.flat, _largest(whole, got.flat), LAZY_RTOL):
@@ -240,7 +250,7 @@ def bfloat16(subject: Subject) -> Failure:
             rounded = matrix.astype(dtype).astype(np.float32)
             problem = dataclasses.replace(base, kind=f"{kind}, in bfloat16", matrix=rounded)
             got, wanted = subject.update(problem, dtype=dtype), subject.update(problem)
-            if broken := _sound(problem, got, problem.arrays(dtype)["params"]):
+            if broken := _sound(problem, got, problem.arrays(dtype)["params"], subject.initial(problem, dtype)):
                 return problem, broken
             gap = np.abs(got.flat - wanted.flat)
             # Half a unit in the last place of bfloat16 (8 bits) for the result; float32 rounding of the gradients.

@@ -8,7 +8,8 @@ from typing import Any
 
 import optax
 
-from mmjax.config import MethodContext
+from mmjax.config import Layout, MethodContext
+from mmjax.data import Task
 from mmjax.optim import METHODS, Promise
 from mmjax.testing import problems
 
@@ -55,8 +56,21 @@ def maker(name: str, options: Callable[[int], Mapping[str, Any]] = lambda k: {})
     """K -> the method, built as the trainer builds it."""
 
     def make(num_objectives: int) -> optax.GradientTransformation:
-        names = problems.random(num_objectives).names
-        context = MethodContext(names=names, num_examples=64, batch_size=4, steps_per_epoch=16, total_steps=160)
+        problem = problems.random(num_objectives)
+        modal = problem.modalities
+        widths = dict.fromkeys(modal, problems.WIDTH) | {"fusion": problems.WIDTH * max(len(modal), 1)}
+        context = MethodContext(
+            names=problem.names,
+            num_examples=64,
+            batch_size=problems.EXAMPLES,
+            steps_per_epoch=16,
+            total_steps=160,
+            task=Task("classification", problems.CLASSES),
+            layout=Layout(
+                features=dict.fromkeys(modal, (problems.WIDTH,)),
+                last_layer={name: (widths[name], problems.CLASSES) for name in problem.names},
+            ),
+        )
         return METHODS[name](**options(num_objectives)).build(context)
 
     return make
