@@ -227,9 +227,9 @@ def _table(*headings: str) -> Table:
 
 
 def _methods(options: argparse.Namespace, console: Console) -> int:
-    table = _table("method", "kind", "backward passes", "what it does", "source")
+    table = _table("method", "kind", "backward passes", "formula", "what it does", "source")
     for name, method in METHODS.items():
-        table.add_row(name, method.kind, method.backward_passes, _summary(method), method.source)
+        table.add_row(name, method.kind, method.backward_passes, method.reading, _summary(method), method.source)
     console.print(table)
     return 0
 

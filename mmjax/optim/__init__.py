@@ -6,7 +6,9 @@ One file a method family. A new method is a file with a constructor and a `Metho
 from mmjax.config import MethodConfig
 from mmjax.optim.joint import JointConfig, JointState, joint
 from mmjax.optim.mimo import MimoConfig, MimoState, mimo, mimo_weights, smooth_maximum
+from mmjax.optim.monitor import MonitorState, monitor
 from mmjax.optim.promises import Promise
+from mmjax.optim.skip_nonfinite import SkipNonfiniteState, skip_nonfinite
 from mmjax.optim.uniform import UniformConfig, UniformState, uniform
 
 METHODS: dict[str, type[MethodConfig]] = {
@@ -21,12 +23,16 @@ __all__ = [
     "JointState",
     "MimoConfig",
     "MimoState",
+    "MonitorState",
     "Promise",
+    "SkipNonfiniteState",
     "UniformConfig",
     "UniformState",
     "joint",
     "mimo",
     "mimo_weights",
+    "monitor",
+    "skip_nonfinite",
     "smooth_maximum",
     "uniform",
 ]

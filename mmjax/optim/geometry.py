@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from mmjax.objectives import LeafGradients, ObjectiveGrads
+from mmjax.optim.gradients import count_objectives, touching_of
+
+PyTree = Any
+
+
+class Geometry(NamedTuple):
+    """norms: float32 [K]. cosines: float32 [K, K], NaN between objectives that meet in no parameter, 1 on the diagonal."""
+
+    norms: Array
+    cosines: Array
+
+
+def geometry_of(grads: ObjectiveGrads | PyTree, touching: PyTree | None = None) -> Geometry:
+    """Return the norms of the K gradients, lazy or stacked, and the cosines between them.
+
+    A norm is over all parameters. A cosine is over the parameters that both objectives reach (the fusion loss and one
+    modality meet in that modality's encoder). Where a gradient is zero the cosine is 0. touching: a tree like params of
+    bool[K], for stacked gradients; without it every objective reaches every parameter. Arithmetic is in float32.
+
+    >>> norms, cosines = geometry_of({"w": jnp.array([[3.0, 4.0], [1.0, 0.0]])})
+    >>> norms.tolist(), [round(c, 3) for c in cosines[0].tolist()]
+    ([5.0, 1.0], [1.0, 0.6])
+    """
+    k = count_objectives(grads)
+    leaves = _rows_by_leaf(grads, touching)
+    squares = {(a, i): jnp.vdot(leaf[a], leaf[a]) for i, leaf in enumerate(leaves) for a in leaf}
+    norms = [
+        jnp.sqrt(sum((squares[a, i] for i, leaf in enumerate(leaves) if a in leaf), jnp.zeros(()))) for a in range(k)
+    ]
+    cosines: list[list[Any]] = [[1.0 if a == b else jnp.nan for b in range(k)] for a in range(k)]
+    for a, b in _meeting(leaves, k):
+        shared = [i for i, leaf in enumerate(leaves) if a in leaf and b in leaf]
+        product = sum(jnp.vdot(leaves[i][a], leaves[i][b]) for i in shared)
+        scale = jnp.sqrt(sum(squares[a, i] for i in shared)) * jnp.sqrt(sum(squares[b, i] for i in shared))
+        cosines[a][b] = cosines[b][a] = jnp.where(scale > 0, product / jnp.where(scale > 0, scale, 1), 0.0)
+    return Geometry(jnp.stack(norms), jnp.stack([jnp.stack([jnp.float32(c) for c in row]) for row in cosines]))
 
 
 def gradient_geometry(grads: ObjectiveGrads) -> dict[str, Array]:
-    """Return {"norm/a": ‖∇L_a‖, ..., "cosine/a/b": cos(∇L_a, ∇L_b), ...}, float32 scalars.
+    """Return `geometry_of(grads)` by name: {"norm/a": ‖∇L_a‖, ..., "cosine/a/b": cos(∇L_a, ∇L_b), ...}.
 
-    A norm is over all parameters. A cosine is over the parameters that both objectives reach (the fusion loss and one
-    modality meet in that modality's encoder); a pair that meets nowhere has no entry. Where a gradient is zero the
-    cosine is 0. Names in objective order, "fusion" first.
+    A pair that meets in no parameter has no entry. Names in objective order, "fusion" first.
 
     >>> import mmjax
     >>> def losses_fn(params):
@@ -23,19 +60,35 @@ def gradient_geometry(grads: ObjectiveGrads) -> dict[str, Array]:
     >>> {k: round(float(v), 3) for k, v in gradient_geometry(grads).items()}
     {'norm/fusion': 4.472, 'norm/m': 2.0, 'cosine/fusion/m': -1.0}
     """
+    norms, cosines = geometry_of(grads)
     names = grads.names
-    leaves = jax.tree.leaves(grads.pairs(), is_leaf=lambda x: isinstance(x, LeafGradients))
-    squares = {(a, i): jnp.vdot(leaf[a], leaf[a]) for i, leaf in enumerate(leaves) for a in leaf}
-    geometry = {}
-    for a in names:
-        own = [squares[a, i] for i, leaf in enumerate(leaves) if a in leaf]
-        geometry[f"norm/{a}"] = jnp.sqrt(sum(own, jnp.zeros(())))
-    for k, a in enumerate(names):
-        for b in names[k + 1 :]:
-            shared = [i for i, leaf in enumerate(leaves) if a in leaf and b in leaf]
-            if not shared:
-                continue
-            product = sum(jnp.vdot(leaves[i][a], leaves[i][b]) for i in shared)
-            scale = jnp.sqrt(sum(squares[a, i] for i in shared)) * jnp.sqrt(sum(squares[b, i] for i in shared))
-            geometry[f"cosine/{a}/{b}"] = jnp.where(scale > 0, product / jnp.where(scale > 0, scale, 1), 0.0)
-    return geometry
+    reach = [dict.fromkeys(np.flatnonzero(leaf).tolist()) for leaf in jax.tree.leaves(grads.touching)]
+    return {f"norm/{name}": norms[k] for k, name in enumerate(names)} | {
+        f"cosine/{names[a]}/{names[b]}": cosines[a, b] for a, b in _meeting(reach, len(names))
+    }
+
+
+def _rows_by_leaf(grads: ObjectiveGrads | PyTree, touching: PyTree | None) -> list[dict[int, Array]]:
+    """Return, for each leaf, {objective's number: its gradient in float32} for the objectives that reach it."""
+    if isinstance(grads, ObjectiveGrads):
+        number = {name: k for k, name in enumerate(grads.names)}
+        pairs = jax.tree.leaves(grads.pairs(), is_leaf=lambda x: isinstance(x, LeafGradients))
+        return [{number[name]: g.astype(jnp.float32) for name, g in pair.items()} for pair in pairs]
+    leaves = jax.tree.leaves(grads)
+    touching = touching_of(grads, touching)
+    every = [np.ones(len(leaf), bool) for leaf in leaves]
+    reach = every if touching is None else jax.tree.leaves(touching)
+    return [
+        {int(k): leaf[k].astype(jnp.float32) for k in np.flatnonzero(reached)}
+        for leaf, reached in zip(leaves, reach, strict=True)
+    ]
+
+
+def _meeting(leaves: list[dict[int, Any]], num_objectives: int) -> list[tuple[int, int]]:
+    """Return the pairs (a, b), a < b, of objectives that reach a common leaf; in order."""
+    return [
+        (a, b)
+        for a in range(num_objectives)
+        for b in range(a + 1, num_objectives)
+        if any(a in leaf and b in leaf for leaf in leaves)
+    ]

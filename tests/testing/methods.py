@@ -1,0 +1,76 @@
+"""How each registered method is held to its promises: with which options, in which forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import optax
+
+from mmjax.config import Layout, MethodContext
+from mmjax.data import Task
+from mmjax.optim import METHODS, Promise
+from mmjax.testing import problems
+
+QUICK = (1, 3)
+THOROUGH = (1, 2, 3, 5, 10)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way of building a method, and what it is held to.
+
+    options: K -> options of its configuration, the same for every K if "absent_objectives" is to hold. without: promises
+    that need other options (another case has them). only: properties to check; None: all. checks: further arguments of
+    `check_combiner`.
+    """
+
+    options: Callable[[int], Mapping[str, Any]] = lambda k: {}
+    without: frozenset[Promise] = frozenset()
+    only: frozenset[Promise] | None = None
+    checks: Mapping[str, Any] = field(default_factory=dict)
+
+    def promised(self, name: str) -> frozenset[Promise]:
+        """The promises that this case checks."""
+        promises = METHODS[name].promises - self.without
+        return promises if self.only is None else promises & self.only
+
+
+BALANCED = frozenset({Promise.UNIFORM_WHEN_BALANCED})
+
+CASES: dict[str, dict[str, Case]] = {
+    "mimo": {
+        "default": Case(without=BALANCED),
+        "penalty = M": Case(options=lambda k: {"penalty": float(max(k - 1, 1))}, only=BALANCED),
+    },
+}
+"""{method: {case: Case}}; a method that is not here has one case, its default options."""
+
+
+def cases_of(name: str) -> dict[str, Case]:
+    return CASES.get(name, {"default": Case()})
+
+
+def maker(name: str, options: Callable[[int], Mapping[str, Any]] = lambda k: {}) -> Any:
+    """K -> the method, built as the trainer builds it."""
+
+    def make(num_objectives: int) -> optax.GradientTransformation:
+        problem = problems.random(num_objectives)
+        modal = problem.modalities
+        widths = dict.fromkeys(modal, problems.WIDTH) | {"fusion": problems.WIDTH * max(len(modal), 1)}
+        context = MethodContext(
+            names=problem.names,
+            num_examples=64,
+            batch_size=problems.EXAMPLES,
+            steps_per_epoch=16,
+            total_steps=160,
+            task=Task("classification", problems.CLASSES),
+            layout=Layout(
+                features=dict.fromkeys(modal, (problems.WIDTH,)),
+                last_layer={name: (widths[name], problems.CLASSES) for name in problem.names},
+            ),
+        )
+        return METHODS[name](**options(num_objectives)).build(context)
+
+    return make
