@@ -51,7 +51,11 @@ def shapley_shares(worth: Callable[[frozenset[str]], Array], modalities: Sequenc
 
 
 def sampled_shares(
-    worth: Callable[[Mapping[str, Array]], Array], whole: Array, modalities: Sequence[str], key: Array, permutations: int
+    worth: Callable[[Mapping[str, Array]], Array],
+    whole: Array,
+    modalities: Sequence[str],
+    key: Array,
+    permutations: int,
 ) -> dict[str, Array]:
     """Return an unbiased estimate of the Shapley shares from so many random orders; the shares sum to `whole` in each.
 
@@ -163,8 +167,8 @@ def agm(*, num_objectives: int | None = None) -> optax.GradientTransformationExt
     Raises:
       ValueError: `shapley_losses` or `kappa` missing or of the wrong length, gradients that are not one an objective.
 
-    Source: Li et al., "Boosting Multi-modal Model Performance with Adaptive Gradient Modulation" (2023), equations 3 to
-    10; absent modalities are zeros of features, the empty coalition worth 0, and all exponents clipped: our reading.
+    Source: Li et al., "Boosting Multi-modal Model Performance with Adaptive Gradient Modulation" (2023); an absent
+    modality is zero features, the empty coalition is worth 0, and all exponents are clipped: our reading.
 
     >>> tx = agm()
     >>> params = {"w": jnp.zeros(1)}
@@ -239,9 +243,7 @@ class AgmConfig(MethodConfig):
     probe_heads: ClassVar[bool] = True
     kind: ClassVar[Literal["value", "gradient", "balance"]] = "balance"
     backward_passes: ClassVar[str] = "1, and 2^M − 1 of the fusion head"
-    source: ClassVar[str] = (
-        "Li et al., Boosting Multi-modal Model Performance with Adaptive Gradient Modulation, 2023"
-    )
+    source: ClassVar[str] = "Li et al., Boosting Multi-modal Model Performance with Adaptive Gradient Modulation, 2023"
     reading: ClassVar[Literal["paper", "our reading"]] = "our reading"
     promises: ClassVar[frozenset[Promise]] = frozenset(
         {

@@ -47,8 +47,7 @@ def dwa(
       ValueError: an option out of range, `values` missing or of the wrong length, gradients that are not one an
         objective.
 
-    Source: Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention" (2019), section 3.2 (dynamic weight
-    average).
+    Source: Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention" (2019), dynamic weight average.
 
     >>> tx = dwa(window=1, temperature=1.0)
     >>> params = {"w": jnp.zeros(1)}
@@ -66,14 +65,14 @@ def dwa(
 
     def remember(room: int) -> DwaMemory:
         zeros = jnp.zeros(room, jnp.float32)
-        return DwaMemory(
-            jnp.zeros((), jnp.int32), nothing_seen(room), zeros, zeros, jnp.zeros(room, jnp.int32)
-        )
+        return DwaMemory(jnp.zeros((), jnp.int32), nothing_seen(room), zeros, zeros, jnp.zeros(room, jnp.int32))
 
     def weigh(memory: DwaMemory, observed: Observed) -> tuple[Array, DwaMemory]:
         comparable = (memory.windows >= 2) & (memory.before > 0)
         ratio = jnp.where(comparable, memory.last / jnp.where(comparable, memory.before, 1.0), 1.0)
-        ratio = jnp.minimum(ratio, jnp.finfo(jnp.float32).max)  # from almost 0 upwards: infinite, and no number if two are
+        ratio = jnp.minimum(
+            ratio, jnp.finfo(jnp.float32).max
+        )  # from almost 0 upwards: infinite, and no number if two are
         share = masked_softmax(ratio / temperature, observed.active)
         current = memory.current.with_values(observed)
         steps = memory.steps + 1

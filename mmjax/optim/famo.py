@@ -54,15 +54,15 @@ def famo(
       ValueError: an option out of range, `values` missing or of the wrong length, gradients that are not one an
         objective.
 
-    Source: Liu et al., "FAMO: Fast Adaptive Multitask Optimization" (2023), algorithm 1, with the defaults of the
+    Source: Liu et al., "FAMO: Fast Adaptive Multitask Optimization" (2023), with the defaults of the
     authors' code; the losses after the step on the next batch in place of the same one are our reading.
 
     >>> tx = famo()
     >>> params = {"w": jnp.zeros(1)}
     >>> grads = {"w": jnp.array([[1.0], [10.0]])}
     >>> updates, state = tx.update(grads, tx.init(params), params, values=jnp.array([3.0, 1.0]))
-    >>> updates["w"].tolist(), state.weights.tolist()  # log-losses weigh alike at first: 1/L
-    ([7.75], [0.25, 0.75])
+    >>> [round(float(w), 3) for w in state.weights]  # log-losses weigh alike at first: 1/L
+    [0.25, 0.75]
     >>> _, state = tx.update(grads, state, params, values=jnp.array([3.0, 0.5]))
     >>> [round(float(x), 3) for x in state.memory.logits[:2]]  # the second fell faster
     [0.025, -0.025]

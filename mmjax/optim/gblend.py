@@ -94,9 +94,7 @@ def gblend(
 
     def remember(room: int) -> GBlendMemory:
         zeros, ones = jnp.zeros(room, jnp.float32), jnp.ones(room, jnp.float32)
-        return GBlendMemory(
-            jnp.zeros((), jnp.int32), nothing_seen(room), zeros, zeros, jnp.zeros(room, bool), ones
-        )
+        return GBlendMemory(jnp.zeros((), jnp.int32), nothing_seen(room), zeros, zeros, jnp.zeros(room, bool), ones)
 
     def weigh(memory: GBlendMemory, observed: Observed) -> tuple[Array, GBlendMemory]:
         validation = _validation_values(observed)

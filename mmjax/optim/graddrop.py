@@ -19,7 +19,6 @@ from mmjax.optim.record import WeightRecord, check_room, empty_record, recorded
 from mmjax.optim.rows import gradient_rows
 
 
-
 class GradDropState(NamedTuple):
     """State of `graddrop`."""
 
@@ -60,8 +59,8 @@ def graddrop(*, num_objectives: int | None = None) -> optax.GradientTransformati
     Raises:
       ValueError: `key` missing, gradients that are not one an objective, or `active` of the wrong length.
 
-    Source: Chen et al., "Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout" (2020), algorithm
-    1 on the parameters' gradients and without leakage (there: on those of a shared activation).
+    Source: Chen et al., "Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout" (2020), without
+    leakage and on the parameters' gradients (there: on those of a shared activation).
 
     >>> tx = graddrop()
     >>> params = {"w": jnp.zeros(2)}

@@ -78,7 +78,7 @@ def ogm(
       ValueError: an option out of range; an extra argument missing or of the wrong form; gradients that are not one an
         objective.
 
-    Source: Peng et al., "Balanced Multimodal Learning via On-the-fly Gradient Modulation" (2022), equations 8 to 10; the
+    Source: Peng et al., "Balanced Multimodal Learning via On-the-fly Gradient Modulation" (2022); the
     mean of ratios for more than two modalities, probe heads for the scores (the paper splits a linear fusion layer), and
     all kernels are our reading.
 
@@ -111,7 +111,7 @@ def ogm_ge(
 
     Options, extra arguments and errors: those of `ogm`, and `key`, required.
 
-    Source: Peng et al., "Balanced Multimodal Learning via On-the-fly Gradient Modulation" (2022), equation 11
+    Source: Peng et al., "Balanced Multimodal Learning via On-the-fly Gradient Modulation" (2022)
     (generalization enhancement); that the standard deviation is over a tensor's entries is the authors' code.
 
     >>> tx = ogm_ge(alpha=0.1)
@@ -235,7 +235,9 @@ def _check_arguments(method: str, unimodal_logits: Any, labels: Any, groups: Any
     labelled = set(jax.tree.leaves(groups))
     for m in sorted(unimodal_logits):
         if f"encoder/{m}" not in labelled:
-            raise ValueError(f"groups must label the parameters of {m!r}'s encoder 'encoder/{m}'; got {sorted(labelled)}")
+            raise ValueError(
+                f"groups must label the parameters of {m!r}'s encoder 'encoder/{m}'; got {sorted(labelled)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

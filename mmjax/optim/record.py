@@ -37,9 +37,7 @@ def room_for(num_objectives: int | None) -> int:
 
 def empty_record(num_objectives: int | None) -> WeightRecord:
     """Return the record before the first step: zeros."""
-    return WeightRecord(
-        jnp.zeros(room_for(num_objectives), jnp.float32), jnp.asarray(num_objectives or 0, jnp.int32)
-    )
+    return WeightRecord(jnp.zeros(room_for(num_objectives), jnp.float32), jnp.asarray(num_objectives or 0, jnp.int32))
 
 
 def check_room(record: WeightRecord, num_objectives: int) -> None:
