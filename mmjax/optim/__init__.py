@@ -4,35 +4,80 @@ One file a method family. A new method is a file with a constructor and a `Metho
 """
 
 from mmjax.config import MethodConfig
+from mmjax.optim.agm import AgmConfig, AgmState, agm, agm_objectives
+from mmjax.optim.dwa import DwaConfig, dwa
+from mmjax.optim.famo import FamoConfig, famo
+from mmjax.optim.gblend import GBlendConfig, gblend
+from mmjax.optim.graddrop import GradDropConfig, GradDropState, graddrop
 from mmjax.optim.joint import JointConfig, JointState, joint
 from mmjax.optim.mimo import MimoConfig, MimoState, mimo, mimo_weights, smooth_maximum
 from mmjax.optim.monitor import MonitorState, monitor
+from mmjax.optim.ogm import OgmConfig, OgmGeConfig, OgmState, ogm, ogm_ge
 from mmjax.optim.promises import Promise
+from mmjax.optim.rlw import RlwConfig, rlw
 from mmjax.optim.skip_nonfinite import SkipNonfiniteState, skip_nonfinite
+from mmjax.optim.stch import StchConfig, stch
+from mmjax.optim.uncertainty import UncertaintyConfig, uncertainty
 from mmjax.optim.uniform import UniformConfig, UniformState, uniform
+from mmjax.optim.weighing import WeighingState
 
 METHODS: dict[str, type[MethodConfig]] = {
     "joint": JointConfig,
     "uniform": UniformConfig,
     "mimo": MimoConfig,
+    "stch": StchConfig,
+    "uncertainty": UncertaintyConfig,
+    "dwa": DwaConfig,
+    "famo": FamoConfig,
+    "gblend": GBlendConfig,
+    "rlw": RlwConfig,
+    "graddrop": GradDropConfig,
+    "ogm": OgmConfig,
+    "ogm_ge": OgmGeConfig,
+    "agm": AgmConfig,
 }
 
 __all__ = [
     "METHODS",
+    "AgmConfig",
+    "AgmState",
+    "DwaConfig",
+    "FamoConfig",
+    "GBlendConfig",
+    "GradDropConfig",
+    "GradDropState",
     "JointConfig",
     "JointState",
     "MimoConfig",
     "MimoState",
     "MonitorState",
+    "OgmConfig",
+    "OgmGeConfig",
+    "OgmState",
     "Promise",
+    "RlwConfig",
     "SkipNonfiniteState",
+    "StchConfig",
+    "UncertaintyConfig",
     "UniformConfig",
     "UniformState",
+    "WeighingState",
+    "agm",
+    "agm_objectives",
+    "dwa",
+    "famo",
+    "gblend",
+    "graddrop",
     "joint",
     "mimo",
     "mimo_weights",
     "monitor",
+    "ogm",
+    "ogm_ge",
+    "rlw",
     "skip_nonfinite",
     "smooth_maximum",
+    "stch",
+    "uncertainty",
     "uniform",
 ]

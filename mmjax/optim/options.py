@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import numbers
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+
+Scale = Literal["mean", "sum"]
+SCALES = ("mean", "sum")
 
 
 def check_positive(name: str, value: Any) -> None:
@@ -23,6 +28,54 @@ def check_positive(name: str, value: Any) -> None:
         np.isfinite(np.asarray(value, float)) & (np.asarray(value, float) > 0)
     ):
         raise ValueError(f"{name} must be a finite number > 0, got {value}")
+
+
+def check_at_least(name: str, value: Any, least: float) -> None:
+    """Raise ValueError if `value` is a concrete number that is not finite and at least `least`.
+
+    >>> check_at_least("window", 0, 1)
+    Traceback (most recent call last):
+    ...
+    ValueError: window must be a finite number >= 1, got 0
+    """
+    if isinstance(value, numbers.Real | np.ndarray) and not np.all(
+        np.isfinite(np.asarray(value, float)) & (np.asarray(value, float) >= least)
+    ):
+        raise ValueError(f"{name} must be a finite number >= {least}, got {value}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise ValueError if `value` is none of `choices`; it names the nearest.
+
+    >>> check_choice("scope", "share", ("shared", "all"))
+    Traceback (most recent call last):
+    ...
+    ValueError: scope must be one of shared, all; got 'share' (did you mean shared?)
+    """
+    if value not in choices:
+        nearest = difflib.get_close_matches(str(value), choices, 1)
+        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}{hint}")
+
+
+def by_objective(name: str, given: Mapping[str, float], names: Sequence[str], default: float) -> tuple[float, ...]:
+    """Return the value given for each of `names`, `default` where there is none.
+
+    Raises ValueError for an objective that does not exist.
+
+    >>> by_objective("method.ideal", {"image": 0.5}, ("fusion", "audio", "image"), 0.0)
+    (0.0, 0.0, 0.5)
+    """
+    for unknown in sorted(set(given) - set(names)):
+        check_choice(f"{name}: an objective", unknown, names)
+    return tuple(float(given.get(objective, default)) for objective in names)
+
+
+def check_key(key: Any, method: str) -> Array:
+    """Return `key`. Raises ValueError if it is missing."""
+    if key is None:
+        raise ValueError(f"{method} draws at random: call update(grads, state, params, key=key), another key each step")
+    return key
 
 
 def check_num_objectives(value: int | None) -> None:

@@ -30,22 +30,29 @@ class WeightRecord(NamedTuple):
         return self.padded[..., : int(jnp.max(self.size))]
 
 
+def room_for(num_objectives: int | None) -> int:
+    """Return how many objectives a state is sized for: those told, else `CAPACITY`."""
+    return CAPACITY if num_objectives is None else num_objectives
+
+
 def empty_record(num_objectives: int | None) -> WeightRecord:
     """Return the record before the first step: zeros."""
-    size = CAPACITY if num_objectives is None else num_objectives
-    return WeightRecord(jnp.zeros(size, jnp.float32), jnp.asarray(num_objectives or 0, jnp.int32))
+    return WeightRecord(jnp.zeros(room_for(num_objectives), jnp.float32), jnp.asarray(num_objectives or 0, jnp.int32))
+
+
+def check_room(record: WeightRecord, num_objectives: int) -> None:
+    """Raise ValueError if so many objectives do not fit: others than the constructor was told, or over 16."""
+    capacity = record.padded.shape[-1]
+    if num_objectives > capacity or (capacity != CAPACITY and num_objectives != capacity):
+        raise ValueError(
+            f"{num_objectives} objectives came, but the state was made for {capacity}: give the combiner "
+            f"num_objectives={num_objectives}"
+        )
 
 
 def recorded(record: WeightRecord, weights: Array) -> WeightRecord:
-    """Return `record` with these weights [K].
-
-    Raises ValueError if they do not fit: another number of objectives than the constructor was told, or over 16.
-    """
+    """Return `record` with these weights [K]. Raises ValueError if they do not fit (`check_room`)."""
     (k,) = weights.shape
-    capacity = record.padded.shape[-1]
-    if k > capacity or (capacity != CAPACITY and k != capacity):
-        raise ValueError(
-            f"{k} objectives came, but the state was made for {capacity}: give the combiner num_objectives={k}"
-        )
-    padded = jnp.zeros(capacity, jnp.float32).at[:k].set(weights.astype(jnp.float32))
+    check_room(record, k)
+    padded = jnp.zeros_like(record.padded).at[:k].set(weights.astype(jnp.float32))
     return WeightRecord(padded, jnp.full_like(record.size, k))

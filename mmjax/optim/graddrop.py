@@ -1,0 +1,128 @@
+"""GradDrop: at each entry of the gradient one sign is drawn, and gradients of the other sign are dropped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from mmjax.config import MethodConfig, MethodContext
+from mmjax.optim.gradients import check_like_params, count_objectives
+from mmjax.optim.options import check_active, check_key, check_num_objectives
+from mmjax.optim.promises import Promise
+from mmjax.optim.record import WeightRecord, check_room, empty_record, recorded
+from mmjax.optim.rows import gradient_rows
+
+
+class GradDropState(NamedTuple):
+    """State of `graddrop`."""
+
+    record: WeightRecord
+
+    @property
+    def weights(self) -> Array:
+        """What came through of each gradient, [K]: the share of its entries' absolute sum."""
+        return self.record.weights
+
+
+def drop_signs(rows: Array, key: Array) -> Array:
+    """Return `rows` [n, ...], one gradient each, with one sign dropped at every entry.
+
+    The positive one stays with probability P = ½ (1 + Σ g / Σ|g|), else the negative one; independently an entry.
+
+    >>> drop_signs(jnp.array([[1.0, -2.0], [3.0, -1.0]]), jax.random.key(0)).tolist()  # no conflict
+    [[1.0, -2.0], [3.0, -1.0]]
+    """
+    size = jnp.sum(jnp.abs(rows), axis=0)
+    positive = 0.5 * (1 + jnp.sum(rows, axis=0) / jnp.where(size > 0, size, 1.0))
+    # U is in [0, 1): with U < P for one sign and not for the other, an entry of one sign only always stays.
+    keeps_positive = jax.random.uniform(key, rows.shape[1:]) < positive
+    return jnp.where(jnp.where(keeps_positive, rows > 0, rows < 0), rows, 0.0)
+
+
+def graddrop(*, num_objectives: int | None = None) -> optax.GradientTransformationExtraArgs:
+    """Sum the gradients after dropping, at each entry, all of one sign drawn at random. Two encoder backward passes.
+
+    P = ½ (1 + Σ_k g_k / Σ_k |g_k|) at an entry (½ where all are 0), U ~ U(0, 1): g_k > 0 stays where U < P, g_k < 0 where
+    not. Where all objectives agree, or one alone reaches, nothing is dropped. The expected update is not Σ_k g_k but, an
+    entry, P Σ g⁺ + (1 − P) Σ g⁻.
+
+    num_objectives: K, for a state of exactly K weights (needed above 16 objectives).
+    Extra arguments of update: `key`, required (each leaf and entry has its own draw; on several devices the same);
+      `touching`, a tree like params of bool[K]; `active` bool[K].
+
+    Raises:
+      ValueError: `key` missing, gradients that are not one an objective, or `active` of the wrong length.
+
+    Source: Chen et al., "Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout" (2020), without
+    leakage and on the parameters' gradients (there: on those of a shared activation).
+
+    >>> tx = graddrop()
+    >>> params = {"w": jnp.zeros(2)}
+    >>> grads = {"w": jnp.array([[1.0, 3.0], [2.0, -1.0]])}
+    >>> updates, _ = tx.update(grads, tx.init(params), params, key=jax.random.key(0))
+    >>> float(updates["w"][0]), float(updates["w"][1]) in (3.0, -1.0)
+    (3.0, True)
+    """
+    check_num_objectives(num_objectives)
+
+    def init(params: Any) -> GradDropState:
+        del params
+        return GradDropState(empty_record(num_objectives))
+
+    def update(
+        grads: Any,
+        state: GradDropState,
+        params: Any = None,
+        *,
+        key: Any = None,
+        touching: Any = None,
+        active: Any = None,
+        **extra_args: Any,
+    ) -> tuple[Any, GradDropState]:
+        del extra_args
+        key = check_key(key, "graddrop")
+        check_like_params(grads, params)
+        k = count_objectives(grads)
+        check_room(state.record, k)
+        active = check_active(active, k)
+        rows = gradient_rows(grads, k, touching=touching)
+        came = whole = jnp.zeros(k, jnp.float32)
+        updates = []
+        for i, leaf in enumerate(rows.leaves):
+            objectives = np.array(list(leaf))
+            stacked = jnp.stack(list(leaf.values()))
+            wide = stacked.astype(jnp.promote_types(stacked.dtype, jnp.float32))
+            if active is not None:
+                wide = jnp.where(jnp.reshape(active[objectives], (-1,) + (1,) * (wide.ndim - 1)), wide, 0)
+            kept = drop_signs(wide, jax.random.fold_in(key, i)) if len(leaf) > 1 else wide
+            updates.append(jnp.sum(kept, axis=0).astype(stacked.dtype))
+            axes = tuple(range(1, wide.ndim))
+            came = came.at[objectives].add(jnp.sum(jnp.abs(kept), axis=axes))
+            whole = whole.at[objectives].add(jnp.sum(jnp.abs(wide), axis=axes))
+        here = jnp.ones(k, bool) if active is None else active
+        weights = jnp.where(here, jnp.where(whole > 0, came / jnp.where(whole > 0, whole, 1.0), 1.0), 0.0)
+        return rows.assemble(updates), GradDropState(recorded(state.record, weights))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradDropConfig(MethodConfig):
+    """At each entry of the gradient one sign is drawn, and what has the other one is dropped."""
+
+    name: str = "graddrop"
+
+    kind: ClassVar[Literal["value", "gradient", "balance"]] = "gradient"
+    backward_passes: ClassVar[str] = "2"
+    source: ClassVar[str] = "Chen et al., Just Pick a Sign: ... Gradient Sign Dropout, 2020"
+    promises: ClassVar[frozenset[Promise]] = frozenset({Promise.IDENTITY_FOR_ONE, Promise.PERMUTATION_EQUIVARIANT})
+
+    def build(self, context: MethodContext) -> optax.GradientTransformationExtraArgs:
+        """Make `graddrop` for the context's objectives."""
+        return graddrop(num_objectives=len(context.names))
