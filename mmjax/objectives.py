@@ -266,6 +266,11 @@ class FeatureGrads:
         """Names of the objectives, "fusion" first."""
         return self._problem.names
 
+    @property
+    def axis_name(self) -> str | None:
+        """The devices' axis over which sums over examples of `cotangents` are still to be summed; None: all are here."""
+        return self._problem.axis_name
+
     def _rows(self) -> list[tuple[PyTree, dict[str, Array]]]:
         def row(name: str) -> tuple[PyTree, dict[str, Array]]:
             return jax.grad(lambda p, z: self._head_losses(p, z)[name], argnums=(0, 1))(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,6 +25,20 @@ def check_positive(name: str, value: Any) -> None:
         np.isfinite(np.asarray(value, float)) & (np.asarray(value, float) > 0)
     ):
         raise ValueError(f"{name} must be a finite number > 0, got {value}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise ValueError if `value` is none of `choices`; it names the nearest.
+
+    >>> check_choice("scope", "share", ("shared", "all"))
+    Traceback (most recent call last):
+    ...
+    ValueError: scope must be one of shared, all; got 'share' (did you mean shared?)
+    """
+    if value not in choices:
+        nearest = difflib.get_close_matches(str(value), choices, 1)
+        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}{hint}")
 
 
 def check_num_objectives(value: int | None) -> None:
