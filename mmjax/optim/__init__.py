@@ -10,6 +10,7 @@ from mmjax.optim.famo import FamoConfig, famo
 from mmjax.optim.gblend import GBlendConfig, gblend
 from mmjax.optim.graddrop import GradDropConfig, GradDropState, graddrop
 from mmjax.optim.joint import JointConfig, JointState, joint
+from mmjax.optim.mgda import MgdaConfig, mgda
 from mmjax.optim.mimo import MimoConfig, MimoState, mimo, mimo_weights, smooth_maximum
 from mmjax.optim.monitor import MonitorState, monitor
 from mmjax.optim.ogm import OgmConfig, OgmGeConfig, OgmState, ogm, ogm_ge
@@ -35,6 +36,7 @@ METHODS: dict[str, type[MethodConfig]] = {
     "ogm": OgmConfig,
     "ogm_ge": OgmGeConfig,
     "agm": AgmConfig,
+    "mgda": MgdaConfig,
 }
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "GradDropState",
     "JointConfig",
     "JointState",
+    "MgdaConfig",
     "MimoConfig",
     "MimoState",
     "MonitorState",
@@ -69,6 +72,7 @@ __all__ = [
     "gblend",
     "graddrop",
     "joint",
+    "mgda",
     "mimo",
     "mimo_weights",
     "monitor",
