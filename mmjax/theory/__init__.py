@@ -10,18 +10,32 @@ from mmjax.theory.latent_quality import (
     quality_gap,
     risk_decomposition,
 )
+from mmjax.theory.learner import Learner, Predictions
+from mmjax.theory.least_squares import LeastSquares
 from mmjax.theory.linear import LinearHead, eta_linear, least_squares
 from mmjax.theory.overlap import Overlap, overlap_modalities, overlap_risk
 from mmjax.theory.reversal import StrongWeak, strong_weak, strong_weak_gammas
+from mmjax.theory.subset_risk import Cell, Comparison, Sweep, subset_risk_sweep
+from mmjax.theory.subsets import choose_subsets, subset_name
+from mmjax.theory.trained import Trained
+from mmjax.theory.verdict import verdict
 
 __all__ = [
     "BoundTerms",
+    "Cell",
+    "Comparison",
     "HeadClass",
     "Interval",
+    "Learner",
+    "LeastSquares",
     "LinearHead",
     "Overlap",
+    "Predictions",
     "RiskDecomposition",
     "StrongWeak",
+    "Sweep",
+    "Trained",
+    "choose_subsets",
     "eta_linear",
     "head_risk",
     "latent_representation_quality",
@@ -34,5 +48,8 @@ __all__ = [
     "risk_decomposition",
     "strong_weak",
     "strong_weak_gammas",
+    "subset_name",
+    "subset_risk_sweep",
     "theorem1_bound",
+    "verdict",
 ]
