@@ -38,7 +38,7 @@ def open_workdir(workdir: Path, config: Config) -> None:
     path = workdir / CONFIG
     wanted = to_json(config)
     if path.exists():
-        difference = _first_difference(json.loads(path.read_text()), json.loads(json.dumps(wanted)), "")
+        difference = first_difference(json.loads(path.read_text()), json.loads(json.dumps(wanted)), "")
         if difference is not None:
             field, there, here = difference
             raise ValueError(
@@ -46,8 +46,8 @@ def open_workdir(workdir: Path, config: Config) -> None:
                 "choose another --workdir, or the same options to resume"
             )
     else:
-        _write_whole(path, json.dumps(wanted, indent=2))
-    _write_whole(workdir / ENVIRONMENT, json.dumps(describe_environment(), indent=2))
+        write_whole(path, json.dumps(wanted, indent=2))
+    write_whole(workdir / ENVIRONMENT, json.dumps(describe_environment(), indent=2))
 
 
 def read_config(workdir: Path) -> Config:
@@ -85,7 +85,7 @@ class MetricsFile:
         rows = read_rows(path) if path.exists() else []
         # gradients are measured before their step, everything else after it
         kept = [row for row in rows if row["step"] < up_to_step + (row["kind"] != "gradients")]
-        _write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a")
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -109,17 +109,22 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write so that a kill leaves the old file or the new one, never half of one."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     temporary.replace(path)
 
 
-def _first_difference(there: Any, here: Any, path: str) -> tuple[str, Any, Any] | None:
+def first_difference(there: Any, here: Any, path: str) -> tuple[str, Any, Any] | None:
+    """Return (field, its value there, its value here) where two JSON values first differ, or None; path: its prefix.
+
+    >>> first_difference({"a": {"b": 1}}, {"a": {"b": 2}}, "")
+    ('a.b', 1, 2)
+    """
     if isinstance(there, dict) and isinstance(here, dict):
         for key in dict.fromkeys((*there, *here)):
-            found = _first_difference(there.get(key), here.get(key), f"{path}.{key}".lstrip("."))
+            found = first_difference(there.get(key), here.get(key), f"{path}.{key}".lstrip("."))
             if found is not None:
                 return found
         return None

@@ -1,0 +1,65 @@
+"""Whether the splits of a study are disjoint: the head must not be judged on what it was fitted to."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+
+import numpy as np
+
+from mmjax.data import Dataset, Splits
+
+TOLERATED = 0.05
+"""Share of a split's examples that may also stand in another one: published sets hold some examples twice."""
+
+
+def check_disjoint(splits: Splits) -> None:
+    """Check that no two of training, validation and test split hold the same examples, inputs and label alike.
+
+    Examples that recur by chance (of a few discrete features) recur within a split as well, and are not counted. Inputs
+    that are computed on demand are not looked into.
+
+    Warns (UserWarning) of up to a twentieth of shared examples.
+
+    Raises:
+      ValueError: two splits share more than that; it says how many, and which is the first.
+
+    >>> from mmjax.data import Task
+    >>> data = Dataset({"a": np.arange(9.0)[:, None]}, np.zeros((9, 1)), Task("regression", 1))
+    >>> check_disjoint(Splits(data, data, data))
+    Traceback (most recent call last):
+    ...
+    ValueError: the training and the validation split share 9 examples of 9 (the first: example 0 of the validation \
+split): a study needs three disjoint splits, to train, to refit the head, and to evaluate
+    """
+    keys = {
+        name: _keys(part)
+        for name, part in (("training", splits.train), ("validation", splits.validation), ("test", splits.test))
+    }
+    for (one, ours), (other, theirs) in itertools.combinations(keys.items(), 2):
+        if not ours or not theirs:
+            continue
+        seen = set(ours)
+        shared = [i for i, key in enumerate(theirs) if key in seen]
+        by_chance = len(theirs) - len(set(theirs))
+        if not shared:
+            continue
+        text = (
+            f"the {one} and the {other} split share {len(shared)} examples of {len(theirs)} (the first: example "
+            f"{shared[0]} of the {other} split)"
+        )
+        if len(shared) - by_chance > TOLERATED * len(theirs):
+            raise ValueError(
+                f"{text}: a study needs three disjoint splits, to train, to refit the head, and to evaluate"
+            )
+        if len(shared) > by_chance:
+            warnings.warn(text, UserWarning, stacklevel=3)
+
+
+def _keys(dataset: Dataset) -> list[int]:
+    """Return a hash of each example, or nothing where an input is not an array."""
+    arrays = [dataset.inputs[m] for m in dataset.modalities]
+    if not all(isinstance(array, np.ndarray) for array in arrays):
+        return []
+    rows = [*arrays, dataset.label]
+    return [hash(tuple(np.ascontiguousarray(array[i]).tobytes() for array in rows)) for i in range(len(dataset))]
