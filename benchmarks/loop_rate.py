@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import jax
 import numpy as np
@@ -29,7 +28,6 @@ from mmjax.models import ConcatConfig, LeNetConfig, MLPConfig
 from mmjax.optim import MimoConfig
 from mmjax.train.experiment import build_experiment
 from mmjax.train.optimizer import AdamConfig
-from mmjax.train.step import train_step
 
 TARGET = 0.90
 SLOW_STEP = 0.005  # seconds; the target is for steps at least as long as this
@@ -78,7 +76,7 @@ def bare(case: Case) -> Callable[[int], float]:
     train, data, route = case.config.train, case.splits.train, experiment.route
     batch = route.place_batch(gather(data, batch_indices(train.seed, 0, len(data), train.batch_size)))
     state = route.place_state(experiment.initial_state())
-    step = route.compile(partial(train_step, experiment.training), state, batch, donate=True)
+    step = route.compile(experiment.step, state, batch, donate=True)
 
     def rate(steps: int) -> float:
         state = route.place_state(experiment.initial_state())  # afresh: one batch over and over is soon learned

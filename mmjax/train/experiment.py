@@ -4,41 +4,55 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 import optax
+from jax import Array
 
 from mmjax.config import Config, MethodContext, validate
-from mmjax.data import Dataset, Splits, gather
+from mmjax.data import Batch, Dataset, Splits
+from mmjax.evaluation.metrics import loss_name, score_name
 from mmjax.models.multimodal import build_model
 from mmjax.objectives import objective_names
-from mmjax.train.parallel import Route, make_route
+from mmjax.train.base import Experiment
+from mmjax.train.parallel import make_route
 from mmjax.train.state import TrainState, create_state
-from mmjax.train.step import Inference, Training, prepare
+from mmjax.train.step import Inference, StepMetrics, Training, measure_gradients, train_step
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """A configuration made concrete: data, what the pure functions close over, devices, and how long it all takes."""
+class Classifier(Experiment):
+    """A `MultiModal` with a way of balancing its objectives."""
 
-    config: Config
-    splits: Splits
     training: Training
-    route: Route
-    names: tuple[str, ...]
-    total_steps: int
-    evaluate_every: int
-    checkpoint_every: int
+
+    @property
+    def inference(self) -> Inference:
+        """What it takes to predict, besides the variables."""
+        return self.training.inference
 
     def initial_state(self) -> TrainState:
         """Return the state at step 0 (not yet placed)."""
-        example = gather(self.splits.train, np.zeros(1, np.int64)).inputs
-        inputs = prepare(self.training.inference, jax.tree.map(jax.numpy.asarray, example))
         return create_state(
-            self.training.inference.model, inputs, self.training.tx, len(self.names), self.config.train.seed
+            self.inference.model, self.example(), self.training.tx, len(self.names), self.config.train.seed
         )
+
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        """Take one training step; pure."""
+        return train_step(self.training, state, batch)
+
+    def measure(self, state: TrainState, batch: Batch) -> dict[str, Array]:
+        """Return norms and cosines of the objectives' gradients; pure."""
+        return measure_gradients(self.training, state, batch)
+
+    def criterion(self, metrics: Mapping[str, float]) -> float:
+        """Return the fusion's loss, or its negative score."""
+        task = self.splits.train.task
+        if self.config.train.select == "loss":
+            return metrics[f"fusion/{loss_name(task)}"]
+        return -metrics[f"fusion/{score_name(task)}"]
 
 
 def build_experiment(config: Config, splits: Splits | None = None) -> Experiment:
@@ -85,7 +99,7 @@ def build_experiment(config: Config, splits: Splits | None = None) -> Experiment
         axis_name=route.axis_name,
     )
     evaluate_every = train.evaluate_every or steps_per_epoch
-    return Experiment(
+    return Classifier(
         config=config,
         splits=splits,
         training=training,

@@ -6,7 +6,6 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,17 @@ import numpy as np
 
 from mmjax.config import Config
 from mmjax.data import Batch, Splits, batch_indices, gather
-from mmjax.evaluation.metrics import loss_name, score_name
+from mmjax.evaluation.metrics import score_name
 from mmjax.train import journal
+from mmjax.train.base import Experiment
 from mmjax.train.checkpoint import Checkpoints
-from mmjax.train.experiment import Experiment, build_experiment
+from mmjax.train.experiment import build_experiment
 from mmjax.train.observer import Observer
 from mmjax.train.predictor import Predictor
 from mmjax.train.run import Run
 from mmjax.train.signature import write_signature
 from mmjax.train.state import TrainState
-from mmjax.train.step import StepMetrics, measure_gradients, train_step
+from mmjax.train.step import StepMetrics
 
 PyTree = Any
 
@@ -92,11 +92,11 @@ def fit(
 
 
 class _Loop:
-    """One run's effects in order. The pure work is in `step.py`."""
+    """One run's effects in order. The pure work is the experiment's."""
 
     def __init__(self, experiment: Experiment, folder: Path | None, observer: Observer):
         self.experiment, self.folder, self.observer = experiment, folder, observer
-        self.predictor = Predictor(experiment.training.inference, experiment.route)
+        self.predictor = Predictor(experiment.inference, experiment.route)
         self.checkpoints = None if folder is None else Checkpoints(folder / journal.CHECKPOINTS)
         self.file: journal.MetricsFile | None = None
         self.books = _Bookkeeping()
@@ -181,10 +181,10 @@ class _Loop:
 
     def _compile(self, state: PyTree, batch: Batch) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
         experiment = self.experiment
-        step = experiment.route.compile(partial(train_step, experiment.training), state, batch, donate=True)
+        step = experiment.route.compile(experiment.step, state, batch, donate=True)
         if not experiment.config.train.monitor_every:
             return step, None
-        measure = experiment.route.compile(partial(measure_gradients, experiment.training), state, batch, donate=False)
+        measure = experiment.route.compile(experiment.measure, state, batch, donate=False)
         return step, measure
 
     def _batch(self, step: int) -> Batch:
@@ -216,16 +216,17 @@ class _Loop:
 
     def _evaluate(self, done: int, local: TrainState) -> None:
         experiment, train = self.experiment, self.experiment.config.train
-        task = experiment.splits.train.task
-        metrics = self.predictor.metrics(_variables(local), experiment.splits.validation)
+        score = score_name(experiment.splits.train.task)
+        variables = experiment.ready(_variables(local))
+        metrics = self.predictor.metrics(variables, experiment.splits.validation)
         row = {"step": done, "kind": "validation"} | metrics
-        row |= {f"score/{name}": metrics[f"{name}/{score_name(task)}"] for name in experiment.names}
+        scored = (name for name in experiment.names if f"{name}/{score}" in metrics)
+        row |= {f"score/{name}": metrics[f"{name}/{score}"] for name in scored}
         self._row(row)
-        by_loss = train.select == "loss"
-        value = metrics[f"fusion/{loss_name(task)}"] if by_loss else -metrics[f"fusion/{score_name(task)}"]
+        value = experiment.criterion(metrics)
         if self.books.best_value is None or value < self.books.best_value:
             self.books = dataclasses.replace(self.books, best_value=value, best_step=done, evaluations_without_better=0)
-            self.best = _copy(_variables(local))
+            self.best = _copy(variables)
             if self.checkpoints is not None:
                 self.checkpoints.save_best(done, self.best)
         else:
@@ -272,7 +273,7 @@ class _Loop:
         experiment = self.experiment
         return Run(
             config=experiment.config,
-            inference=experiment.training.inference,
+            inference=experiment.inference,
             route=experiment.route,
             variables=self._best_variables(local),
             metrics=metrics,
