@@ -1,5 +1,6 @@
 """Generative models of several modalities that reason about a missing one: RBM, MRBM, their losses and exact values."""
 
+from mmjax.generative.config import GenerativeConfig, MDRNNConfig, MRBMConfig
 from mmjax.generative.enumeration import (
     MAX_UNITS,
     exact_vi_objective,
@@ -9,7 +10,7 @@ from mmjax.generative.enumeration import (
     lowest_free_energy,
     visible_states,
 )
-from mmjax.generative.inference import Inferred, Rounds, Visibility, infer
+from mmjax.generative.inference import Inferred, Recurrent, Rounds, Visibility, infer
 from mmjax.generative.losses import (
     cd_percloss,
     hybrid,
@@ -18,8 +19,19 @@ from mmjax.generative.losses import (
     persistent_contrastive_divergence,
     sparsity_penalty,
 )
+from mmjax.generative.mdrnn import MDRNN, MDRNNParams
+from mmjax.generative.methods import (
+    GENERATIVE_METHODS,
+    CDPercLossConfig,
+    GenerativeMethod,
+    HybridConfig,
+    MultiPredictionConfig,
+    PCDConfig,
+    RecurrentConfig,
+)
 from mmjax.generative.mrbm import MRBM, MRBMParams
 from mmjax.generative.rbm import RBM, RBMParams
+from mmjax.generative.reader import Reader
 from mmjax.generative.recurrence import iterate, until_converged
 from mmjax.generative.variation_of_information import (
     conditional_entropy,
@@ -31,12 +43,26 @@ from mmjax.generative.variation_of_information import (
 from mmjax.generative.visible import VisibleKind, check_inputs
 
 __all__ = [
+    "GENERATIVE_METHODS",
     "MAX_UNITS",
+    "MDRNN",
     "MRBM",
     "RBM",
+    "CDPercLossConfig",
+    "GenerativeConfig",
+    "GenerativeMethod",
+    "HybridConfig",
     "Inferred",
+    "MDRNNConfig",
+    "MDRNNParams",
+    "MRBMConfig",
     "MRBMParams",
+    "MultiPredictionConfig",
+    "PCDConfig",
     "RBMParams",
+    "Reader",
+    "Recurrent",
+    "RecurrentConfig",
     "Rounds",
     "Visibility",
     "VisibleKind",

@@ -7,14 +7,15 @@ A *direction* is named by the modality that is given: everything else is predict
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import logsumexp
 
-from mmjax.generative.inference import Rounds, Visibility
+from mmjax.generative.inference import Recurrent, Visibility
 from mmjax.generative.mrbm import MRBM, MRBMParams
 from mmjax.generative.recurrence import iterate
 from mmjax.generative.visible import reconstruction_loss
@@ -114,14 +115,15 @@ def cd_percloss(
 
 
 def multi_prediction(
-    model: MRBM,
-    params: MRBMParams,
+    model: Recurrent,
+    params: Any,
     inputs: Mapping[str, Array],
     key: Array,
     *,
     n_steps: int = 5,
     keep_max: float = 0.25,
     backprop_steps: int | None = None,
+    directions: Iterable[str] = (),
 ) -> dict[str, Array]:
     """Return the multi-prediction loss by direction, {given: scalar}: what recurrent inference makes of the hidden entries.
 
@@ -130,10 +132,11 @@ def multi_prediction(
     error for gaussian units) summed over the entries that were hidden, mean over examples, in nats.
 
     Its floor is Σ_j H(Y_j | X, kept) over hidden entries j: it is no variation of information.
-    backprop_steps: truncated backpropagation, see `iterate`.
+    model: an `MRBM`, or an `MDRNN` with keep_max 0. backprop_steps: truncated backpropagation, see `iterate`.
+    directions: given modalities, if not each in turn.
 
     Raises:
-      ValueError: n_steps < 0, keep_max outside [0, 1], backprop_steps < 1.
+      ValueError: n_steps < 0, keep_max outside [0, 1], backprop_steps < 1, an unknown direction.
 
     >>> mrbm = MRBM({"x": "binary", "y": "binary"}, num_hidden=4)
     >>> params = mrbm.init(jax.random.key(0), {"x": 3, "y": 2})
@@ -142,16 +145,18 @@ def multi_prediction(
     ['x', 'y']
     """
     check_unit_interval("keep_max", keep_max)
-    keys = jax.random.split(key, len(model.modalities))
+    directions = tuple(directions) or model.modalities
+    keys = dict(zip(model.modalities, jax.random.split(key, len(model.modalities)), strict=True))
+    model.missing(directions)
     return {
-        given: _direction(model, params, inputs, k, given, n_steps, keep_max, backprop_steps)
-        for given, k in zip(model.modalities, keys, strict=True)
+        given: _direction(model, params, inputs, keys[given], given, n_steps, keep_max, backprop_steps)
+        for given in directions
     }
 
 
 def _direction(
-    model: MRBM,
-    params: MRBMParams,
+    model: Recurrent,
+    params: Any,
     inputs: Mapping[str, Array],
     key: Array,
     given: str,
@@ -161,7 +166,7 @@ def _direction(
 ) -> Array:
     values = {m: inputs[m] for m in model.missing((given,))}
     visibility = Visibility(draw_mask(key, values, keep_max), values) if keep_max else None
-    rounds = Rounds(model, params, {given: inputs[given]}, visibility)
+    rounds = model.rounds(params, {given: inputs[given]}, visibility)
     activation = rounds.activation(iterate(rounds.step, rounds.start, n_steps, backprop_steps=backprop_steps))
     losses = {m: reconstruction_loss(model.visible[m], activation[m], v) for m, v in values.items()}
     if visibility is not None:

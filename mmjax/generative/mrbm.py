@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mmjax.generative.inference import Rounds, Visibility
 from mmjax.generative.visible import VisibleKind, check_kind, sample_bernoulli, sample_visible, visible_energy
 
 
@@ -24,6 +25,24 @@ class MRBMParams(flax.struct.PyTreeNode):
     weights: dict[str, Array]
     visible_bias: dict[str, Array]
     hidden_bias: Array
+
+
+def left_out(modalities: tuple[str, ...], given: Iterable[str]) -> tuple[str, ...]:
+    """Return the modalities that `given` leaves out.
+
+    Raises:
+      ValueError: none is given, or one that is not among them.
+
+    >>> left_out(("image", "tags"), ("tags",))
+    ('image',)
+    """
+    given = set(given)
+    if not given:
+        raise ValueError(f"all pathways are missing; at least one of {list(modalities)} must be there")
+    unknown = sorted(given - set(modalities))
+    if unknown:
+        raise ValueError(f"no modality {unknown[0]!r}; the model has {list(modalities)}")
+    return tuple(m for m in modalities if m not in given)
 
 
 @dataclass(frozen=True)
@@ -61,13 +80,7 @@ class MRBM:
         Raises:
           ValueError: none is given, or one that the model does not have.
         """
-        given = set(given)
-        if not given:
-            raise ValueError(f"all pathways are missing; at least one of {list(self.modalities)} must be there")
-        unknown = sorted(given - set(self.modalities))
-        if unknown:
-            raise ValueError(f"no modality {unknown[0]!r}; the model has {list(self.modalities)}")
-        return tuple(m for m in self.modalities if m not in given)
+        return left_out(self.modalities, given)
 
     def init(self, key: Array, sizes: Mapping[str, int], std: float = 0.01) -> MRBMParams:
         """Return weights drawn from N(0, std²) and biases of 0. sizes: {modality: D_m}.
@@ -110,6 +123,16 @@ class MRBM:
         hidden = jnp.sum(jax.nn.softplus(self.hidden_logits(params, inputs)), axis=-1)
         return self.visible_energy(params, inputs) - hidden
 
+    def rounds(
+        self, params: MRBMParams, given: Mapping[str, Array], visibility: Visibility | None = None
+    ) -> MRBMRounds:
+        """Return the recurrence from some of the modalities to the others.
+
+        Raises:
+          ValueError: nothing given, an unknown modality.
+        """
+        return MRBMRounds(self, params, given, visibility)
+
     def gibbs_step(
         self, params: MRBMParams, key: Array, inputs: Mapping[str, Array], given: Iterable[str] = ()
     ) -> dict[str, Array]:
@@ -138,3 +161,31 @@ class MRBM:
             return self.gibbs_step(params, key, state, given), None
 
         return jax.lax.scan(step, dict(inputs), jax.random.split(key, steps))[0]
+
+
+class MRBMRounds(Rounds):
+    """The recurrence of an MRBM.
+
+    It starts from h⁰ = σ(c + (n / n_seen) Σ W_mᵀ x_m) over what is seen, n all visible units and n_seen the seen ones,
+    so that a missing modality does not lower the drive; the rounds go without the factor.
+    """
+
+    def __init__(self, model: MRBM, params: MRBMParams, given: Mapping[str, Array], visibility: Visibility | None):
+        super().__init__(model.visible, model.missing(given), visibility)
+        self.model, self.params = model, params
+        drive = model.drive(params, given)
+        self.given = drive + params.hidden_bias
+        total = sum(bias.shape[0] for bias in params.visible_bias.values())
+        seen: int | Array = total - sum(params.visible_bias[m].shape[0] for m in self.missing)
+        if visibility is not None:
+            drive = drive + model.drive(params, {m: visibility.mask[m] * visibility.values[m] for m in self.missing})
+            seen = seen + sum(jnp.sum(visibility.mask[m], axis=-1, keepdims=True) for m in self.missing)
+        self.start = jax.nn.sigmoid(params.hidden_bias + (total / seen) * drive)
+
+    def activation(self, hidden: Array) -> dict[str, Array]:
+        """Return b_m + W_m h of every missing modality."""
+        return {m: self.model.activation(self.params, hidden, m) for m in self.missing}
+
+    def encode(self, filled: Mapping[str, Array]) -> Array:
+        """Return σ(c + Σ W_mᵀ x_m) over the given and the filled modalities."""
+        return jax.nn.sigmoid(self.model.drive(self.params, filled) + self.given)

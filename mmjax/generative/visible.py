@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -79,40 +79,77 @@ def log_visible_sum(kind: VisibleKind, activation: Array, bias: Array) -> Array:
     return jnp.sum(0.5 * activation**2 - 0.5 * bias**2, axis=-1) + 0.5 * math.log(2 * math.pi) * bias.shape[-1]
 
 
-def check_inputs(kinds: Mapping[str, VisibleKind], inputs: Mapping[str, Any]) -> None:
-    """Check concrete inputs against what their visible units can stand for; traced arrays pass.
+class Moments(NamedTuple):
+    """Of an array or several: number of values, lowest, highest, mean, standard deviation."""
 
-    kinds: {modality: kind}; inputs: {modality: [N, ...]}.
+    number: int
+    low: float
+    high: float
+    mean: float
+    std: float
+
+
+def moments(values: np.ndarray) -> Moments:
+    """Return the moments of an array, in float64.
+
+    >>> moments(np.array([1.0, 3.0]))
+    Moments(number=2, low=1.0, high=3.0, mean=2.0, std=1.0)
+    """
+    values = np.asarray(values)
+    mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+    return Moments(values.size, float(values.min()), float(values.max()), mean, std)
+
+
+def merge_moments(a: Moments, b: Moments) -> Moments:
+    """Return the moments of two arrays together.
+
+    >>> merge_moments(moments(np.array([1.0])), moments(np.array([3.0])))
+    Moments(number=2, low=1.0, high=3.0, mean=2.0, std=1.0)
+    """
+    number = a.number + b.number
+    share = b.number / number
+    mean = (1 - share) * a.mean + share * b.mean
+    variance = (1 - share) * a.std**2 + share * b.std**2 + share * (1 - share) * (b.mean - a.mean) ** 2
+    return Moments(number, min(a.low, b.low), max(a.high, b.high), mean, math.sqrt(variance))
+
+
+def check_moments(name: str, kind: VisibleKind, found: Moments) -> None:
+    """Check what is known of a modality's inputs against what its visible units can stand for.
 
     Warns (UserWarning) of real inputs that are not standardised, with the mean and standard deviation seen.
 
     Raises:
-      ValueError: a modality without a kind, a binary input outside [0, 1] or one that is not a number.
+      ValueError: a binary input outside [0, 1] or one that is not a number.
 
-    >>> check_inputs({"tags": "binary"}, {"tags": np.array([[0.0, 1.5]])})
+    >>> check_moments("tags", "binary", moments(np.array([0.0, 1.5])))
     Traceback (most recent call last):
     ...
     ValueError: tags has binary visible units, which stand for values in [0, 1]; it holds values from 0.0 to 1.5
     """
+    if kind == "binary":
+        if not (found.low >= 0 and found.high <= 1):
+            raise ValueError(
+                f"{name} has binary visible units, which stand for values in [0, 1]; it holds values from {found.low} "
+                f"to {found.high}"
+            )
+    elif not (abs(found.mean) <= MEAN_TOLERANCE and STD_RANGE[0] <= found.std <= STD_RANGE[1]):
+        warnings.warn(
+            f"{name} has gaussian visible units, which stand for standardised values; it has mean {found.mean:.4g} and "
+            f"standard deviation {found.std:.4g}",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def check_inputs(kinds: Mapping[str, VisibleKind], inputs: Mapping[str, Any]) -> None:
+    """Check inputs {modality: [N, ...]} against visible units {modality: kind}; see `check_moments`.
+
+    Raises:
+      ValueError: a modality without a kind, a binary input outside [0, 1] or one that is not a number.
+
+    >>> check_inputs({"tags": "binary"}, {"tags": np.array([[0.0, 1.0]])})
+    """
     for name, values in inputs.items():
         if name not in kinds:
             raise ValueError(f"inputs hold {name!r}, but the model has visible units for {sorted(kinds)}")
-        if isinstance(values, jax.core.Tracer):
-            continue
-        array = np.asarray(values)
-        if kinds[name] == "binary":
-            low, high = float(array.min()), float(array.max())
-            if not (low >= 0 and high <= 1):
-                raise ValueError(
-                    f"{name} has binary visible units, which stand for values in [0, 1]; it holds values from {low} "
-                    f"to {high}"
-                )
-            continue
-        mean, std = float(array.mean(dtype=np.float64)), float(array.std(dtype=np.float64))
-        if not (abs(mean) <= MEAN_TOLERANCE and STD_RANGE[0] <= std <= STD_RANGE[1]):
-            warnings.warn(
-                f"{name} has gaussian visible units, which stand for standardised values; it has mean {mean:.4g} and "
-                f"standard deviation {std:.4g}",
-                UserWarning,
-                stacklevel=2,
-            )
+        check_moments(name, kinds[name], moments(np.asarray(values)))

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mmjax.objectives import LeafGradients, ObjectiveGrads
+from mmjax.objectives import LeafGradients
 
 
-def gradient_geometry(grads: ObjectiveGrads) -> dict[str, Array]:
+class Gradients(Protocol):
+    """The gradients of several objectives: `ObjectiveGrads`, or anything else that has them by name."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the objectives, in order."""
+
+    def pairs(self) -> Any:
+        """Return a tree of `LeafGradients`."""
+
+
+def gradient_geometry(grads: Gradients) -> dict[str, Array]:
     """Return {"norm/a": ‖∇L_a‖, ..., "cosine/a/b": cos(∇L_a, ∇L_b), ...}, float32 scalars.
 
     A norm is over all parameters. A cosine is over the parameters that both objectives reach (the fusion loss and one

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import optax
@@ -14,9 +15,11 @@ from jax import Array
 from mmjax.config import Config, MethodContext, validate
 from mmjax.data import Batch, Dataset, Splits
 from mmjax.evaluation.metrics import loss_name, score_name
-from mmjax.models.multimodal import build_model
+from mmjax.generative.config import GenerativeConfig
 from mmjax.objectives import objective_names
 from mmjax.train.base import Experiment
+from mmjax.train.generative import build_generative
+from mmjax.train.inference import build_inference
 from mmjax.train.parallel import make_route
 from mmjax.train.state import TrainState, create_state
 from mmjax.train.step import Inference, StepMetrics, Training, measure_gradients, train_step
@@ -73,48 +76,50 @@ def build_experiment(config: Config, splits: Splits | None = None) -> Experiment
         if task.kind != "classification" and getattr(train, option) != default:
             raise ValueError(f"train.{option} is for classification; the task here is {task.kind}")
     route = make_route(train.parallel, train.devices, train.batch_size)
-    modalities = splits.train.modalities
-    names = objective_names(("fusion", *modalities))
     steps_per_epoch = math.ceil(len(splits.train) / train.batch_size)
-    total_steps = math.ceil(train.epochs * len(splits.train) / train.batch_size)
+    evaluate_every = train.evaluate_every or steps_per_epoch
+    common: dict[str, Any] = {
+        "config": config,
+        "splits": splits,
+        "route": route,
+        "total_steps": math.ceil(train.epochs * len(splits.train) / train.batch_size),
+        "evaluate_every": evaluate_every,
+        "checkpoint_every": train.checkpoint_every or evaluate_every,
+    }
+    inference = build_inference(
+        config, splits.train.modalities, task, splits.train.preprocess, axis_name=route.axis_name
+    )
+    if isinstance(config.model, GenerativeConfig):
+        return build_generative(inference, **common)
+    return _build_classifier(inference, steps_per_epoch, **common)
+
+
+def _build_classifier(inference: Inference, steps_per_epoch: int, **common: Any) -> Classifier:
+    config, splits, route = common["config"], common["splits"], common["route"]
+    train, modalities = config.train, splits.train.modalities
+    names = objective_names(("fusion", *modalities))
     context = MethodContext(
         names=names,
         num_examples=len(splits.train),
         batch_size=train.batch_size,
         steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
+        total_steps=common["total_steps"],
     )
-    model = build_model(
-        config.model,
-        modalities,
-        task.num_outputs,
-        probe_heads=config.method.probe_heads,
-        axis_name=route.axis_name,
-    )
+    tx = optax.chain(config.method.build(context), config.optimizer.build(common["total_steps"]))
     training = Training(
-        inference=Inference(model, task, splits.train.preprocess),
-        tx=optax.chain(config.method.build(context), config.optimizer.build(total_steps)),
+        inference=inference,
+        tx=tx,
         label_smoothing=train.label_smoothing,
         class_weights=_balanced(splits.train) if train.class_weights == "balanced" else None,
         axis_name=route.axis_name,
     )
-    evaluate_every = train.evaluate_every or steps_per_epoch
-    return Classifier(
-        config=config,
-        splits=splits,
-        training=training,
-        route=route,
-        names=names,
-        total_steps=total_steps,
-        evaluate_every=evaluate_every,
-        checkpoint_every=train.checkpoint_every or evaluate_every,
-    )
+    return Classifier(**common, names=names, training=training)
 
 
 def _balanced(train: Dataset) -> tuple[float, ...]:
     counts = np.bincount(train.label, minlength=train.task.num_outputs)
     if not counts.all():
         warnings.warn(
-            f"class {int(np.argmin(counts))} has no training example; its class weight is 0", UserWarning, stacklevel=3
+            f"class {int(np.argmin(counts))} has no training example; its class weight is 0", UserWarning, stacklevel=4
         )
     return tuple(np.where(counts > 0, len(train) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0.0).tolist())

@@ -15,7 +15,6 @@ from generative.exact import directional, finite_difference, joint_table, minimi
 from mmjax.generative import (
     MRBM,
     RBM,
-    Rounds,
     Visibility,
     cd_percloss,
     check_inputs,
@@ -241,7 +240,7 @@ def test_clamped_entries_are_unchanged_and_have_no_gradient(params, data):
     mask = {"y": jnp.broadcast_to(jnp.array([True, False]), (6, 2))}
 
     def filled(p):
-        rounds = Rounds(MODEL, p, {"x": data["x"]}, Visibility(mask, {"y": data["y"]}))
+        rounds = MODEL.rounds(p, {"x": data["x"]}, Visibility(mask, {"y": data["y"]}))
         return rounds.decode(iterate(rounds.step, rounds.start, 3))["y"]
 
     np.testing.assert_array_equal(filled(params)[:, 0], data["y"][:, 0])
