@@ -24,6 +24,7 @@ from rich.table import Table
 from mmjax.config import Config
 from mmjax.config_file import load_config
 from mmjax.data import SOURCES, avmnist, describe, read_inputs
+from mmjax.generative.reader import Reader
 from mmjax.optim import METHODS
 from mmjax.overrides import HELP, override
 from mmjax.train import journal
@@ -196,9 +197,15 @@ def _print_results(run: Run, metrics: dict[str, float], title: str, console: Con
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
     run = load(options.workdir)
-    splits = run.config.data.load()
-    metrics = evaluate(run, getattr(splits, options.split))
+    dataset = getattr(run.config.data.load(), options.split)
+    metrics = evaluate(run, dataset)
     _print_results(run, metrics, f"{options.split.capitalize()} split", console)
+    if isinstance(run.inference.model, Reader):
+        from mmjax.report import save_missing
+
+        table, files = save_missing(run, dataset, options.workdir)
+        console.print(table)
+        console.print(f"wrote {', '.join(map(str, files))}", markup=False, soft_wrap=True)
     return 0
 
 

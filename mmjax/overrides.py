@@ -16,7 +16,7 @@ from typing import Any
 
 import tyro
 
-from mmjax.config import Config
+from mmjax.config import Config, ModelConfig
 from mmjax.registry import KINDS
 
 HELP = ("-h", "--help")
@@ -169,6 +169,9 @@ def _with_section(config: Config, path: tuple[str, ...]) -> Config:
 
 def _filled(config: Config) -> Config:
     """Return `config` with every absent section at its default, to show all fields."""
+    if type(config.model) is not ModelConfig:  # a model of another family has no sections that could be absent
+        filled = typing.cast(Config, _fill(dataclasses.replace(config, model=ModelConfig())))
+        return dataclasses.replace(filled, model=config.model)
     if not config.model.encoders:
         encoders = {
             "MODALITY": _default(_base(typing.get_args(typing.get_type_hints(type(config.model))["encoders"])[1]))

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmjax.config import DataConfig, EncoderConfig, FusionConfig, MethodConfig, OptimizerConfig, ScheduleConfig
 from mmjax.data import SOURCES
+from mmjax.generative.methods import GENERATIVE_METHODS
 from mmjax.models import ENCODERS, FUSIONS
 from mmjax.optim import METHODS
 from mmjax.train.optimizer import OPTIMIZERS, SCHEDULES
@@ -15,7 +16,7 @@ KINDS: Mapping[type, Mapping[str, type[Any]]] = {
     DataConfig: SOURCES,
     EncoderConfig: ENCODERS,
     FusionConfig: FUSIONS,
-    MethodConfig: METHODS,
+    MethodConfig: METHODS | GENERATIVE_METHODS,
     OptimizerConfig: OPTIMIZERS,
     ScheduleConfig: SCHEDULES,
 }

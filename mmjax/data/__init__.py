@@ -9,7 +9,9 @@ from mmjax.data.avmnist import AvMnist
 from mmjax.data.batches import Batch, as_input, batch_indices, evaluation_batches, gather
 from mmjax.data.check import Report, describe
 from mmjax.data.dataset import Dataset, Splits, Task
+from mmjax.data.image_tags import ImageTags
 from mmjax.data.mfeat import Mfeat
+from mmjax.data.mnist_halves import MnistHalves
 from mmjax.data.planted import Planted, PlantedTruth, planted_posterior, planted_truth
 from mmjax.data.standardize import Standardize
 from mmjax.data.validation import check_splits, select, validate
@@ -17,7 +19,9 @@ from mmjax.data.validation import check_splits, select, validate
 SOURCES: dict[str, type[DataConfig]] = {
     "avdigits": AvDigits,
     "avmnist": AvMnist,
+    "image_tags": ImageTags,
     "mfeat": Mfeat,
+    "mnist_halves": MnistHalves,
     "npz": Npz,
     "planted": Planted,
 }
@@ -29,7 +33,9 @@ __all__ = [
     "AvMnist",
     "Batch",
     "Dataset",
+    "ImageTags",
     "Mfeat",
+    "MnistHalves",
     "Npz",
     "Planted",
     "PlantedTruth",

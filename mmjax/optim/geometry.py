@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -48,9 +49,10 @@ def geometry_of(grads: ObjectiveGrads | PyTree, touching: PyTree | None = None) 
     return Geometry(jnp.stack(norms), jnp.stack([jnp.stack([jnp.float32(c) for c in row]) for row in cosines]))
 
 
-def gradient_geometry(grads: ObjectiveGrads) -> dict[str, Array]:
+def gradient_geometry(grads: ObjectiveGrads | PyTree, names: Sequence[str] | None = None) -> dict[str, Array]:
     """Return `geometry_of(grads)` by name: {"norm/a": ‖∇L_a‖, ..., "cosine/a/b": cos(∇L_a, ∇L_b), ...}.
 
+    names: of the objectives of a stacked tree, every one of which reaches every parameter; lazy gradients know theirs.
     A pair that meets in no parameter has no entry. Names in objective order, "fusion" first.
 
     >>> import mmjax
@@ -61,8 +63,12 @@ def gradient_geometry(grads: ObjectiveGrads) -> dict[str, Array]:
     {'norm/fusion': 4.472, 'norm/m': 2.0, 'cosine/fusion/m': -1.0}
     """
     norms, cosines = geometry_of(grads)
-    names = grads.names
-    reach = [dict.fromkeys(np.flatnonzero(leaf).tolist()) for leaf in jax.tree.leaves(grads.touching)]
+    if isinstance(grads, ObjectiveGrads):
+        names = grads.names
+        reach = [dict.fromkeys(np.flatnonzero(leaf).tolist()) for leaf in jax.tree.leaves(grads.touching)]
+    else:
+        names = tuple(names or ())
+        reach = [dict.fromkeys(range(len(names)))]
     return {f"norm/{name}": norms[k] for k, name in enumerate(names)} | {
         f"cosine/{names[a]}/{names[b]}": cosines[a, b] for a, b in _meeting(reach, len(names))
     }

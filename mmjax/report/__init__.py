@@ -1,6 +1,7 @@
 """What a run looks like to people: the bar while it goes, the table at its end, curves, TensorBoard events."""
 
 from mmjax.report.events import EventsObserver, events_observer
+from mmjax.report.missing import filled_grid, rounds_plot, rounds_table, save_missing
 from mmjax.report.plots import curves, save_curves
 from mmjax.report.progress import ProgressObserver
 from mmjax.report.table import print_results, results_table
@@ -12,7 +13,11 @@ __all__ = [
     "ProgressObserver",
     "curves",
     "events_observer",
+    "filled_grid",
     "print_results",
     "results_table",
+    "rounds_plot",
+    "rounds_table",
     "save_curves",
+    "save_missing",
 ]

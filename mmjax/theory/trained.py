@@ -23,7 +23,7 @@ from mmjax.losses import example_losses
 from mmjax.theory.learner import Predictions, samples
 from mmjax.theory.linear import example_risks
 from mmjax.theory.subsets import Subset, subset_name
-from mmjax.train.experiment import build_experiment
+from mmjax.train.experiment import build_classifier
 from mmjax.train.state import TrainState, create_state
 from mmjax.train.step import Training, prepare, train_step
 
@@ -165,12 +165,12 @@ class Trained:
         few = dataclasses.replace(splits, train=_rows(splits.train, sample))
         weights = config.train.class_weights
         if weights == "none":
-            experiment = build_experiment(config, few)
+            experiment = build_classifier(config, few)
             return experiment.training, len(experiment.names)
         # the weights are the pool's, since every seed has other counts
         plain = dataclasses.replace(config, train=dataclasses.replace(config.train, class_weights="none"))
-        experiment = build_experiment(plain, few)
-        pool = build_experiment(config, splits).training.class_weights
+        experiment = build_classifier(plain, few)
+        pool = build_classifier(config, splits).training.class_weights
         return dataclasses.replace(experiment.training, class_weights=pool), len(experiment.names)
 
     def _run(self, training: Training, to_refit: int) -> Callable[..., tuple[Array, Array, Array]]:

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,9 +16,11 @@ from jax import Array
 from mmjax.config import Config, Layout, MethodContext, validate
 from mmjax.data import Batch, Dataset, Splits
 from mmjax.evaluation.metrics import loss_name, score_name
-from mmjax.models.multimodal import build_model
+from mmjax.generative.config import GenerativeConfig
 from mmjax.objectives import objective_names
 from mmjax.train.base import Experiment, one_example
+from mmjax.train.generative import build_generative
+from mmjax.train.inference import build_inference
 from mmjax.train.parallel import make_route
 from mmjax.train.state import TrainState, create_state
 from mmjax.train.step import Inference, StepMetrics, Training, measure_gradients, train_step
@@ -73,53 +76,62 @@ def build_experiment(config: Config, splits: Splits | None = None) -> Experiment
     for option, default in (("label_smoothing", 0.0), ("class_weights", "none")):
         if task.kind != "classification" and getattr(train, option) != default:
             raise ValueError(f"train.{option} is for classification; the task here is {task.kind}")
-    fusion = config.model.fusion
-    if fusion is not None and task.kind not in fusion.tasks:
-        raise ValueError(
-            f"model.fusion {fusion.name!r} is for {' and '.join(fusion.tasks)}; the task here is {task.kind}"
-        )
     route = make_route(train.parallel, train.devices, train.batch_size)
-    modalities = splits.train.modalities
-    names = objective_names(("fusion", *modalities))
     steps_per_epoch = math.ceil(len(splits.train) / train.batch_size)
-    total_steps = math.ceil(train.epochs * len(splits.train) / train.batch_size)
-    model = build_model(
-        config.model,
-        modalities,
-        task.num_outputs,
-        probe_heads=config.method.probe_heads,
-        axis_name=route.axis_name,
+    evaluate_every = train.evaluate_every or steps_per_epoch
+    common: dict[str, Any] = {
+        "config": config,
+        "splits": splits,
+        "route": route,
+        "total_steps": math.ceil(train.epochs * len(splits.train) / train.batch_size),
+        "evaluate_every": evaluate_every,
+        "checkpoint_every": train.checkpoint_every or evaluate_every,
+    }
+    inference = build_inference(
+        config, splits.train.modalities, task, splits.train.preprocess, axis_name=route.axis_name
     )
-    inference = Inference(model, task, splits.train.preprocess)
+    if isinstance(config.model, GenerativeConfig):
+        return build_generative(inference, **common)
+    return _build_classifier(inference, steps_per_epoch, **common)
+
+
+def build_classifier(config: Config, splits: Splits | None = None) -> Classifier:
+    """Return `build_experiment(config, splits)` of a `MultiModal`. Raises ValueError also for a generative model."""
+    experiment = build_experiment(config, splits)
+    if not isinstance(experiment, Classifier):
+        raise ValueError(
+            f"model is a {type(config.model).__name__}; what is asked for needs a MultiModal: a ModelConfig"
+        )
+    return experiment
+
+
+def _build_classifier(inference: Inference, steps_per_epoch: int, **common: Any) -> Classifier:
+    config, splits, route = common["config"], common["splits"], common["route"]
+    train, modalities, fusion = config.train, splits.train.modalities, config.model.fusion
+    if fusion is not None and inference.task.kind not in fusion.tasks:
+        raise ValueError(
+            f"model.fusion {fusion.name!r} is for {' and '.join(fusion.tasks)}; the task here is {inference.task.kind}"
+        )
+    names = objective_names(("fusion", *modalities))
     context = MethodContext(
         names=names,
         num_examples=len(splits.train),
         batch_size=train.batch_size,
         steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        task=task,
+        total_steps=common["total_steps"],
+        task=inference.task,
         layout=_layout(inference, splits.train),
     )
+    tx = optax.chain(config.method.build(context), config.optimizer.build(common["total_steps"]))
     training = Training(
         inference=inference,
-        tx=optax.chain(config.method.build(context), config.optimizer.build(total_steps)),
+        tx=tx,
         rule=config.method.objectives,
         label_smoothing=train.label_smoothing,
         class_weights=_balanced(splits.train) if train.class_weights == "balanced" else None,
         axis_name=route.axis_name,
     )
-    evaluate_every = train.evaluate_every or steps_per_epoch
-    return Classifier(
-        config=config,
-        splits=splits,
-        training=training,
-        route=route,
-        names=names,
-        total_steps=total_steps,
-        evaluate_every=evaluate_every,
-        checkpoint_every=train.checkpoint_every or evaluate_every,
-        refresh=config.method.refresh(context),
-    )
+    return Classifier(**common, names=names, training=training, refresh=config.method.refresh(context))
 
 
 def _layout(inference: Inference, train: Dataset) -> Layout:
@@ -135,6 +147,6 @@ def _balanced(train: Dataset) -> tuple[float, ...]:
     counts = np.bincount(train.label, minlength=train.task.num_outputs)
     if not counts.all():
         warnings.warn(
-            f"class {int(np.argmin(counts))} has no training example; its class weight is 0", UserWarning, stacklevel=3
+            f"class {int(np.argmin(counts))} has no training example; its class weight is 0", UserWarning, stacklevel=4
         )
     return tuple(np.where(counts > 0, len(train) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0.0).tolist())

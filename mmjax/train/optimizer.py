@@ -82,6 +82,27 @@ class CosineConfig(_Warmed):
 
 
 @dataclass(frozen=True, kw_only=True)
+class InverseConfig(_Warmed):
+    """The base value divided by 1 + decay * step / every."""
+
+    name: str = "inverse"
+    decay: float = 0.005
+    """How much is added to the divisor each `every` steps, at least 0."""
+    every: int = 1
+    """Steps that count as one, such as those of an epoch."""
+
+    def validate(self) -> None:
+        """Raise ValueError naming an option out of range."""
+        super().validate()
+        _require("schedule.decay", self.decay, self.decay >= 0, "at least 0")
+        _require("schedule.every", self.every, self.every >= 1, "at least 1")
+
+    def shape(self, base: float, steps: int) -> optax.Schedule:
+        """Return the decay."""
+        return lambda step: base / (1 + self.decay * step / self.every)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Optimizer(OptimizerConfig):
     def validate(self) -> None:
         """Raise ValueError naming an option out of range."""
@@ -169,4 +190,5 @@ SCHEDULES: dict[str, type[ScheduleConfig]] = {
     "constant": ConstantConfig,
     "linear": LinearConfig,
     "cosine": CosineConfig,
+    "inverse": InverseConfig,
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 
 from mmjax.data import Dataset, evaluation_batches
 from mmjax.evaluation.metrics import late_fusion, task_metrics
@@ -32,14 +34,7 @@ class Predictor:
 
         variables: {"params": ..., and the model's other collections}.
         """
-        devices = len(self._route.devices)
-        size = -(-min(BATCH, len(dataset)) // devices) * devices
-        parts = []
-        for batch in evaluation_batches(dataset, size):
-            inputs = jax.device_put(batch.inputs, self._route.sharded)
-            parts.append(self._forward(variables, inputs))
-        host = jax.device_get(parts)
-        return {name: np.concatenate([part[name] for part in host])[: len(dataset)] for name in host[0]}
+        return over_dataset(lambda inputs: self._forward(variables, inputs), self._route, dataset)
 
     def metrics(self, variables: PyTree, dataset: Dataset) -> dict[str, float]:
         """Return {"fusion/accuracy": ..., "image/nll": ..., ...}: the task's metrics of every expert.
@@ -54,3 +49,17 @@ class Predictor:
             for name, logits in experts.items()
             for metric, value in task_metrics(dataset.task, logits, dataset.label).items()
         }
+
+
+def over_dataset(
+    compiled: Callable[[dict[str, Array]], dict[str, Array]], route: Route, dataset: Dataset
+) -> dict[str, np.ndarray]:
+    """Return what a compiled function of inputs {modality: [B, ...]} says of every example, {name: [N, ...]}."""
+    devices = len(route.devices)
+    size = -(-min(BATCH, len(dataset)) // devices) * devices
+    parts = []
+    for batch in evaluation_batches(dataset, size):
+        inputs = jax.device_put(batch.inputs, route.sharded)
+        parts.append(compiled(inputs))
+    host = jax.device_get(parts)
+    return {name: np.concatenate([part[name] for part in host])[: len(dataset)] for name in host[0]}

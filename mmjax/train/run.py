@@ -13,9 +13,9 @@ import numpy as np
 from mmjax.config import Config
 from mmjax.data import Dataset
 from mmjax.evaluation.metrics import probabilities
-from mmjax.models.multimodal import build_model
 from mmjax.train import journal
 from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.inference import build_inference
 from mmjax.train.parallel import Route, make_route
 from mmjax.train.predictor import Predictor
 from mmjax.train.signature import example_inputs, read_signature
@@ -107,8 +107,8 @@ def load(workdir: str | Path) -> Run:
     signature = read_signature(folder)
     route = make_route("jit", 1, 1)
     modalities = tuple(sorted(signature.shapes))
-    model = build_model(config.model, modalities, signature.task.num_outputs, probe_heads=config.method.probe_heads)
-    inference = Inference(model, signature.task, signature.preprocess)
+    inference = build_inference(config, modalities, signature.task, signature.preprocess)
+    model = inference.model
     inputs = prepare(inference, example_inputs(signature))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs, train=False))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=route.replicated), dict(shapes))

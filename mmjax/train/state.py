@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-
-from mmjax.models.multimodal import MultiModal
 
 PyTree = Any
 
@@ -34,7 +33,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def create_state(
-    model: MultiModal, example: PyTree, tx: optax.GradientTransformation, num_objectives: int, seed: int
+    model: nn.Module, example: PyTree, tx: optax.GradientTransformation, num_objectives: int, seed: int
 ) -> TrainState:
     """Initialise parameters and optimizer. example: inputs {modality: [1, ...]} as the model sees them."""
     key = jax.random.key(seed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, cast
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from mmjax.data import Batch, Task
 from mmjax.losses import example_losses, weighted_mean
 from mmjax.method import Forward, Rule, plain_losses
 from mmjax.models.heads import LastLayer
-from mmjax.models.multimodal import MultiModal, Outputs, parameter_groups
+from mmjax.models.multimodal import Outputs, parameter_groups
 from mmjax.objectives import ObjectiveGrads, objective_grads
 from mmjax.optim.geometry import gradient_geometry
 from mmjax.train.state import TrainState
@@ -29,10 +30,11 @@ PyTree = Any
 class Inference:
     """What it takes to predict, besides the variables.
 
+    model: maps inputs {modality: [B, ...]} to `Outputs`: a `MultiModal`, or a module of another family that does so.
     preprocess: {modality: pure function of a batch}, run inside the compiled programs; none: unchanged.
     """
 
-    model: MultiModal
+    model: nn.Module
     task: Task
     preprocess: Mapping[str, Callable[[Array], Array]] = field(default_factory=dict)
 
