@@ -282,6 +282,12 @@ def test_options_may_be_traced():
     assert np.isfinite(update["w"]).all()
 
 
+@pytest.mark.parametrize("name", METHODS_HERE)
+def test_state_can_be_donated(name):
+    leaves = jax.tree.leaves(METHODS_HERE[name].init(None))
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
+
+
 def test_state_keeps_its_shapes_in_front_of_other_transformations():
     params, batch = make_params(), make_batch()
     tx = optax.chain(famo(num_objectives=3), optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation())

@@ -163,7 +163,7 @@ def test_what_cannot_work_is_said_before_compilation(splits):
     for method in (OgmConfig(), AgmConfig()):
         with pytest.raises(ValueError, match="the task is regression"):
             build_experiment(config(method), regression)
-    with pytest.raises(ValueError, match=r"method.preference: .* did you mean fusion"):
+    with pytest.raises(ValueError, match=r"method.preference: .*did you mean fusion"):
         build_experiment(config(StchConfig(preference={"fusoin": 2.0})), splits)
     with pytest.raises(ValueError, match="method.stop_epoch"):
         build_experiment(replace(config(OgmConfig(stop_epoch=-1.0))), splits)
