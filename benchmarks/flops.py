@@ -14,9 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from problems import lenet_batch, lenet_state, lenet_training, shared_trunk_losses
+from problems import lenet_batch, lenet_context, lenet_state, lenet_training, shared_trunk_losses
 
 import mmjax
+from mmjax.config import MethodConfig
+from mmjax.method import Rule, plain_losses
+from mmjax.optim import METHODS
 from mmjax.train.step import _gradients, train_step
 
 
@@ -24,10 +27,22 @@ def flops(function: Any, *args: Any) -> float:
     return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]  # type: ignore[index]
 
 
-def step_flops(combiner: optax.GradientTransformation, *, probe_heads: bool = False) -> float:
-    training = lenet_training(optax.chain(combiner, optax.sgd(0.01)), probe_heads=probe_heads)
+BOUNDS = {"value": 1.01, "balance": 1.15, "gradient": 1.75}
+"""Bounds of a method's step, by its kind, as ratios to the uniform step."""
+
+
+def step_flops(
+    combiner: optax.GradientTransformation, *, probe_heads: bool = False, rule: Rule = plain_losses
+) -> float:
+    training = lenet_training(optax.chain(combiner, optax.sgd(0.01)), probe_heads=probe_heads, rule=rule)
     state = jax.eval_shape(lambda: lenet_state(training))
     return flops(partial(train_step, training), state, jax.eval_shape(lenet_batch))
+
+
+def method_flops(method: type[MethodConfig]) -> float:
+    """Return the FLOPs of a step with the method's default options."""
+    config = method()  # type: ignore[call-arg]  # every method names itself
+    return step_flops(config.build(lenet_context()), probe_heads=config.probe_heads, rule=config.objectives)
 
 
 def gradient_flops(take: Any) -> float:
@@ -75,12 +90,7 @@ def main() -> None:
     plain = gradient_flops(lambda g: g.weighted(jnp.ones(3)))
     print(f"uniform step: {uniform / 1e9:.3f} GFLOP; its gradient alone: {plain / 1e9:.3f} GFLOP\n")
     rows = [
-        ("MIMO step / uniform step", step_flops(mmjax.optim.mimo(num_objectives=3)) / uniform, 1.01),
-        (
-            "joint step / uniform step",
-            step_flops(mmjax.optim.joint(num_objectives=3), probe_heads=True) / uniform,
-            1.01,
-        ),
+        *((f"{name} step / uniform step", method_flops(m) / uniform, BOUNDS[m.kind]) for name, m in METHODS.items()),
         (".stacked() / weighted gradient", gradient_flops(lambda g: g.stacked()) / plain, 1.70),
         (".pairs() / weighted gradient", gradient_flops(lambda g: g.pairs()) / plain, 1.70),
         ("step that sums .pairs() / uniform step", step_flops(pairs_summed()) / uniform, 1.70),

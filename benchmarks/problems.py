@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from mmjax.config import Layout, MethodContext
 from mmjax.data import Batch, Task
+from mmjax.method import Rule, plain_losses
 from mmjax.models import ConcatFusion, Head, LeNet, MultiModal
 from mmjax.train.state import TrainState, create_state
 from mmjax.train.step import Inference, Training
@@ -18,7 +20,9 @@ BATCH = 64
 SHAPES = {"image": (28, 28, 1), "audio": (112, 112, 1)}
 
 
-def lenet_training(tx: optax.GradientTransformation, *, probe_heads: bool = False) -> Training:
+def lenet_training(
+    tx: optax.GradientTransformation, *, probe_heads: bool = False, rule: Rule = plain_losses
+) -> Training:
     """The published two-modality AV-MNIST LeNet (c = 6, batch norm, heads with 100 hidden units)."""
     model = MultiModal(
         encoders={"image": LeNet(6, 3), "audio": LeNet(6, 5)},
@@ -26,7 +30,21 @@ def lenet_training(tx: optax.GradientTransformation, *, probe_heads: bool = Fals
         heads={"image": Head(10, (100,)), "audio": Head(10, (100,))},
         probe_heads=probe_heads,
     )
-    return Training(Inference(model, Task("classification", 10)), tx)
+    return Training(Inference(model, Task("classification", 10)), tx, rule)
+
+
+def lenet_context() -> MethodContext:
+    """Return what the trainer would tell a method about it, with 16 batches of training data."""
+    names = ("fusion", "audio", "image")
+    return MethodContext(
+        names=names,
+        num_examples=16 * BATCH,
+        batch_size=BATCH,
+        steps_per_epoch=16,
+        total_steps=160,
+        task=Task("classification", 10),
+        layout=Layout(features={"audio": (192,), "image": (48,)}, last_layer=dict.fromkeys(names, (100, 10))),
+    )
 
 
 def lenet_state(training: Training) -> TrainState:

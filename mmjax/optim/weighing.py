@@ -72,7 +72,10 @@ def weighing_method(
 
     def init(params: Any) -> WeighingState:
         del params
-        return WeighingState(remember(room_for(num_objectives)), empty_record(num_objectives))
+        # A buffer for every leaf, also where a rule names one array twice: a training step that is given its state's
+        # memory (donation) can be given each buffer once.
+        memory = jax.tree.map(jnp.copy, remember(room_for(num_objectives)))
+        return WeighingState(memory, empty_record(num_objectives))
 
     def update(
         grads: Any,
