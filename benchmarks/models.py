@@ -77,8 +77,13 @@ class Row:
         """One line of a Markdown table."""
         return (
             f"| {self.name} | {self.given} | {self.parameters:,} | {self.forward_flops / 1e6:,.2f} | "
-            f"{self.backward_flops / 1e6:,.2f} | {1 / self.forward_seconds:.3g} | {1 / self.backward_seconds:.3g} |"
+            f"{self.backward_flops / 1e6:,.2f} | {rate(self.forward_seconds)} | {rate(self.backward_seconds)} |"
         )
+
+
+def rate(seconds: float) -> str:
+    """Runs a second, three digits."""
+    return f"{float(f'{1 / seconds:.3g}'):,g}"
 
 
 def fill(shapes: Any) -> Any:
