@@ -77,8 +77,13 @@ class Row:
         """One line of a Markdown table."""
         return (
             f"| {self.name} | {self.given} | {self.parameters:,} | {self.forward_flops / 1e6:,.2f} | "
-            f"{self.backward_flops / 1e6:,.2f} | {1 / self.forward_seconds:.3g} | {1 / self.backward_seconds:.3g} |"
+            f"{self.backward_flops / 1e6:,.2f} | {rate(self.forward_seconds)} | {rate(self.backward_seconds)} |"
         )
+
+
+def rate(seconds: float) -> str:
+    """Runs a second, three digits."""
+    return f"{float(f'{1 / seconds:.3g}'):,g}"
 
 
 def fill(shapes: Any) -> Any:
@@ -124,12 +129,10 @@ def best_seconds(program: Callable[..., Any], *args: Any, budget: float) -> floa
 
 
 def measure(name: str, said: str, module: nn.Module, given: Any, budget: float, steps: int = 1) -> Row:
-    """Measure a module; steps: length of its loop, whose FLOPs are taken at length 1."""
+    """Measure a module; steps: length of its loop, whose body XLA counts once."""
     shapes, *functions = programs(module, given)
     whole = [compiled(f, shapes, given) for f in functions]
-    one_step = jax.ShapeDtypeStruct((given.shape[0], 1, *given.shape[2:]), given.dtype) if steps > 1 else None
-    counted = whole if one_step is None else [compiled(f, shapes, one_step) for f in functions]
-    flops = [steps * float(program.cost_analysis()["flops"]) for program in counted]
+    flops = [steps * float(program.cost_analysis()["flops"]) for program in whole]
     variables, inputs = fill(shapes), fill(given)
     seconds = [best_seconds(program, variables, inputs, budget=budget) for program in whole]
     parameters = sum(p.size for p in jax.tree.leaves(shapes.get("params", {})))
