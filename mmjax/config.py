@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # annotations only: this module imports nothing of the librar
 
     from mmjax.data.dataset import Splits, Task
     from mmjax.method import Forward, Objectives, Refresh
+    from mmjax.optim.promises import Promise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +125,15 @@ class MethodConfig:
     probe_heads: ClassVar[bool] = False
     """True: the uni-modal heads see stop_gradient(features), so that they measure without steering."""
     kind: ClassVar[Literal["value", "gradient", "balance"]] = "value"
+    """What the weights come from: the losses, the gradients, or how well each modality does."""
     backward_passes: ClassVar[str] = "1"
+    """Cost of a step."""
     source: ClassVar[str] = ""
+    """Where the method comes from."""
+    reading: ClassVar[Literal["paper", "our reading"]] = "paper"
+    """Whether the formula is the source's own, or what we make of a source that leaves something open."""
+    promises: ClassVar[frozenset[Promise]] = frozenset()
+    """Properties that it keeps (`mmjax.optim.promises`)."""
 
     def build(self, context: MethodContext) -> optax.GradientTransformationExtraArgs:
         """Make the combiner; it stands first in the optax chain."""

@@ -6,6 +6,7 @@ One file a method family. A new method is a file with a constructor and a `Metho
 from mmjax.config import MethodConfig
 from mmjax.optim.joint import JointConfig, JointState, joint
 from mmjax.optim.mimo import MimoConfig, MimoState, mimo, mimo_weights, smooth_maximum
+from mmjax.optim.promises import Promise
 from mmjax.optim.uniform import UniformConfig, UniformState, uniform
 
 METHODS: dict[str, type[MethodConfig]] = {
@@ -20,6 +21,7 @@ __all__ = [
     "JointState",
     "MimoConfig",
     "MimoState",
+    "Promise",
     "UniformConfig",
     "UniformState",
     "joint",

@@ -14,6 +14,7 @@ from jax import Array
 from mmjax.config import MethodConfig, MethodContext
 from mmjax.optim.gradients import check_like_params, count_objectives, touching_of, weighted_sum
 from mmjax.optim.options import check_active, check_num_objectives
+from mmjax.optim.promises import Promise
 from mmjax.optim.record import WeightRecord, empty_record, recorded
 
 
@@ -90,6 +91,9 @@ class JointConfig(MethodConfig):
 
     probe_heads: ClassVar[bool] = True
     source: ClassVar[str] = "the usual way to train a multi-modal model"
+    promises: ClassVar[frozenset[Promise]] = frozenset(
+        {Promise.IDENTITY_FOR_ONE, Promise.PERMUTATION_EQUIVARIANT, Promise.LINEAR_UNDER_SCALING}
+    )
 
     def build(self, context: MethodContext) -> optax.GradientTransformationExtraArgs:
         """Make `joint` for the context's objectives."""

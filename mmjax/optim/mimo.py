@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jax import Array
 from mmjax.config import MethodConfig, MethodContext, ScheduleConfig
 from mmjax.optim.gradients import check_like_params, count_objectives, weighted_sum
 from mmjax.optim.options import at_step, check_active, check_num_objectives, check_positive, check_values
+from mmjax.optim.promises import Promise
 from mmjax.optim.record import WeightRecord, empty_record, recorded
 
 
@@ -141,8 +142,15 @@ class MimoConfig(MethodConfig):
     smoothing_schedule: ScheduleConfig | None = None
     """Factor on the smoothing over the run; None: constant."""
 
-    source: ClassVar[str] = (
-        "Fernando et al., Mitigating Modality Imbalance ... via Multi-objective Optimization (our reading)"
+    source: ClassVar[str] = "Fernando et al., Mitigating Modality Imbalance ... via Multi-objective Optimization"
+    reading: ClassVar[Literal["paper", "our reading"]] = "our reading"
+    promises: ClassVar[frozenset[Promise]] = frozenset(
+        {
+            Promise.IDENTITY_FOR_ONE,
+            Promise.PERMUTATION_EQUIVARIANT,
+            Promise.UNIFORM_WHEN_BALANCED,  # where penalty = M
+            Promise.LINEAR_UNDER_SCALING,
+        }
     )
 
     def validate(self) -> None:

@@ -12,6 +12,7 @@ from jax import Array
 from mmjax.config import MethodConfig, MethodContext
 from mmjax.optim.gradients import check_like_params, count_objectives, weighted_sum
 from mmjax.optim.options import check_active, check_num_objectives
+from mmjax.optim.promises import Promise
 from mmjax.optim.record import WeightRecord, empty_record, recorded
 
 
@@ -69,6 +70,14 @@ class UniformConfig(MethodConfig):
     name: str = "uniform"
 
     source: ClassVar[str] = "the strongest simple baseline"
+    promises: ClassVar[frozenset[Promise]] = frozenset(
+        {
+            Promise.IDENTITY_FOR_ONE,
+            Promise.PERMUTATION_EQUIVARIANT,
+            Promise.UNIFORM_WHEN_BALANCED,
+            Promise.LINEAR_UNDER_SCALING,
+        }
+    )
 
     def build(self, context: MethodContext) -> optax.GradientTransformationExtraArgs:
         """Make `uniform` for the context's objectives."""
