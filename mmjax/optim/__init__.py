@@ -4,6 +4,7 @@ One file a method family. A new method is a file with a constructor and a `Metho
 """
 
 from mmjax.config import MethodConfig
+from mmjax.optim.bogc import BogcConfig, BogcState, bogc
 from mmjax.optim.joint import JointConfig, JointState, joint
 from mmjax.optim.mimo import MimoConfig, MimoState, mimo, mimo_weights, smooth_maximum
 from mmjax.optim.promises import Promise
@@ -13,10 +14,13 @@ METHODS: dict[str, type[MethodConfig]] = {
     "joint": JointConfig,
     "uniform": UniformConfig,
     "mimo": MimoConfig,
+    "bogc": BogcConfig,
 }
 
 __all__ = [
     "METHODS",
+    "BogcConfig",
+    "BogcState",
     "JointConfig",
     "JointState",
     "MimoConfig",
@@ -24,6 +28,7 @@ __all__ = [
     "Promise",
     "UniformConfig",
     "UniformState",
+    "bogc",
     "joint",
     "mimo",
     "mimo_weights",
