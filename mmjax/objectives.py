@@ -202,25 +202,11 @@ class ObjectiveGrads:
             raise ValueError("parts(n) needs objective_grads(..., batch_argnums=...): which arguments hold the batch")
         if n < 1:
             raise ValueError(f"parts(n) needs n >= 1, got {n}")
-        axis = self._problem.axis_name
-        devices = 1 if axis is None else jax.lax.axis_size(axis)
-        if n % devices and devices % n:
-            raise ValueError(f"parts(n={n}) needs n to divide the number of devices ({devices}) or the reverse")
-        local = max(n // devices, 1)
+        local = _parts_here(n, self._problem.axis_name)
         of_part = self._problem.of_part
         # Unrolled on purpose: vmap would turn convolutions into grouped ones, and a scan hides its cost from XLA's count.
         rows = [self._by_leaf(self._problem.gradients(of_part(i, local))) for i in range(local)]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-        if axis is None:
-            return stacked
-        share = max(devices // n, 1)  # devices that hold one part together
-        first = jax.lax.axis_index(axis) * local // share
-
-        def place(leaf: Array) -> Array:
-            buffer = jnp.zeros((n, *leaf.shape[1:]), leaf.dtype)
-            return jax.lax.psum(jax.lax.dynamic_update_slice_in_dim(buffer, leaf / share, first, axis=0), axis)
-
-        return jax.tree.map(place, stacked)
+        return _parts_everywhere(jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows), n, self._problem.axis_name)
 
     def features(self) -> FeatureGrads:
         """Return the gradients at the features. Raises ValueError unless `encode` was given to `objective_grads`."""
@@ -303,6 +289,26 @@ class FeatureGrads:
     def mean_over_examples(self, x: Array, axis: int) -> Array:
         """Return the mean of x over its axis of examples, those on other devices included."""
         return self._problem.mean_over_devices(jnp.mean(x, axis=axis))
+
+    def parts(self, n: int) -> dict[str, Array]:
+        """Return the means of `cotangents` over n equal, contiguous parts of the global batch, {m: [n, K, ..., D]}.
+
+        The same parts whatever the number of devices (device order is batch order), and the same on each of them.
+
+        Raises:
+          ValueError: n < 1, or a batch that does not divide into n equal parts.
+        """
+        if n < 1:
+            raise ValueError(f"parts(n) needs n >= 1, got {n}")
+        local = _parts_here(n, self._problem.axis_name)
+
+        def means(x: Array) -> Array:
+            if x.shape[1] % local:
+                raise ValueError(f"a batch of {x.shape[1]} does not divide into {local} equal parts")
+            split = x.reshape(x.shape[0], local, x.shape[1] // local, *x.shape[2:])
+            return jnp.moveaxis(jnp.mean(split, axis=2), 1, 0)
+
+        return _parts_everywhere(jax.tree.map(means, self.cotangents), n, self._problem.axis_name)
 
     @property
     def direct(self) -> PyTree:
@@ -612,6 +618,29 @@ def _like(primal: Array, cotangent: Array) -> Array:
     """Give `cotangent` the dtype of `primal`, and its device-varying type inside shard_map; XLA removes the select."""
     cotangent = cotangent.astype(primal.dtype)
     return jnp.where(primal == primal, cotangent, cotangent)
+
+
+def _parts_here(n: int, axis: str | None) -> int:
+    """Return how many of n parts of the global batch one device computes."""
+    devices = 1 if axis is None else jax.lax.axis_size(axis)
+    if n % devices and devices % n:
+        raise ValueError(f"parts(n={n}) needs n to divide the number of devices ({devices}) or the reverse")
+    return max(n // devices, 1)
+
+
+def _parts_everywhere(tree: PyTree, n: int, axis: str | None) -> PyTree:
+    """Put together what devices have of n parts, leaves [parts here, ...] -> [n, ...]; several share one part's mean."""
+    if axis is None:
+        return tree
+    devices = jax.lax.axis_size(axis)
+    share = max(devices // n, 1)  # devices that hold one part together
+    first = jax.lax.axis_index(axis) * max(n // devices, 1) // share
+
+    def place(leaf: Array) -> Array:
+        buffer = jnp.zeros((n, *leaf.shape[1:]), leaf.dtype)
+        return jax.lax.psum(jax.lax.dynamic_update_slice_in_dim(buffer, leaf / share, first, axis=0), axis)
+
+    return jax.tree.map(place, tree)
 
 
 def _part_of(args: tuple[Any, ...], argnums: Sequence[int], part: int, parts: int) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ One file a method family. A new method is a file with a constructor and a `Metho
 
 from mmjax.config import MethodConfig
 from mmjax.optim.agm import AgmConfig, AgmState, agm, agm_objectives
+from mmjax.optim.bogc import BogcConfig, BogcState, bogc
 from mmjax.optim.dwa import DwaConfig, dwa
 from mmjax.optim.famo import FamoConfig, famo
 from mmjax.optim.gblend import GBlendConfig, gblend
@@ -37,12 +38,15 @@ METHODS: dict[str, type[MethodConfig]] = {
     "ogm_ge": OgmGeConfig,
     "agm": AgmConfig,
     "mgda": MgdaConfig,
+    "bogc": BogcConfig,
 }
 
 __all__ = [
     "METHODS",
     "AgmConfig",
     "AgmState",
+    "BogcConfig",
+    "BogcState",
     "DwaConfig",
     "FamoConfig",
     "GBlendConfig",
@@ -67,6 +71,7 @@ __all__ = [
     "WeighingState",
     "agm",
     "agm_objectives",
+    "bogc",
     "dwa",
     "famo",
     "gblend",

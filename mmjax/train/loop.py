@@ -204,7 +204,8 @@ class _Loop:
     def _flush(self, done: int, state: PyTree, window_started: float) -> None:
         """Fetch what the steps since the last flush told, check it, write it."""
         experiment, names = self.experiment, self.experiment.names
-        pending, first_bad = experiment.route.read((self.pending, state.first_bad))
+        told = getattr(state.opt_state[0], "diagnostics", {})
+        pending, first_bad, told = experiment.route.read((self.pending, state.first_bad, told))
         measured = experiment.route.read([values for _, values in self.measured])
         seconds = time.perf_counter() - window_started
         for (step, _), values in zip(self.measured, measured, strict=True):
@@ -214,6 +215,7 @@ class _Loop:
         row: dict[str, Any] = {"step": done, "kind": "train"}
         row |= {f"loss/{name}": float(v) for name, v in zip(names, values, strict=True)}
         row |= {f"weight/{name}": float(w) for name, w in zip(names, weights, strict=True)}
+        row |= {name: float(value) for name, value in told.items()}  # of the last step
         row["steps_per_second"] = len(pending) / seconds
         self.pending, self.measured = [], []
         if (first_bad >= 0).any():

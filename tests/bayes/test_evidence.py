@@ -17,6 +17,7 @@ from mmjax.bayes import (
     binary_opinion,
     combine_binary,
     combine_opinions,
+    evidence,
     expected_probability,
     opinion,
 )
@@ -128,3 +129,81 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="one shape"):
         combine_opinions([opinion(jnp.ones(2)), opinion(jnp.ones(3))])
     assert isinstance(combine_opinions([opinion(jnp.ones(2))]), Opinion)
+
+
+def variances():
+    """[3, 40] spread over decades, the last row not live, two live variances nothing."""
+    v = 10 ** np.random.default_rng(0).uniform(-8, -4, (3, 40)).astype(np.float32)
+    v[0, :2] = 0
+    live = np.ones((3, 40), bool)
+    live[2], live[1, 5] = False, False
+    return v, live
+
+
+precision_evidence = jax.jit(evidence.precision_evidence, static_argnames=("normalizer", "axis_name"))
+calibrate = jax.jit(evidence.calibrate, static_argnames=("conservatism", "axis_name"))
+
+
+def test_evidence_is_precision_over_the_harmonic_mean_precision():
+    v, live = variances()
+    e = precision_evidence(v, live)
+    reference = np.mean(np.asarray(v, np.float64)[np.asarray(live)])
+    expected = np.where(live, reference / (np.asarray(v, np.float64) + 1e-3 * reference), 0)
+    np.testing.assert_allclose(e, expected, rtol=1e-5)
+    assert float(e.max()) <= 1000.1
+    # without the ε: precisions over their harmonic mean
+    some = np.asarray(live) & (np.asarray(v) > 1e-6)
+    harmonic = 1 / np.mean(np.asarray(v, np.float64)[np.asarray(live)])
+    np.testing.assert_allclose(e[some], (1 / np.asarray(v)[some]) / harmonic, rtol=2e-2)
+    v64 = np.asarray(v, np.float64)
+    middle = np.median(v64[np.asarray(live)])
+    median = precision_evidence(v, live, normalizer="median")
+    np.testing.assert_allclose(median, np.where(live, middle / (v64 + 1e-3 * middle), 0), rtol=1e-5)
+    np.testing.assert_allclose(precision_evidence(v, live, temperature=2.0), np.sqrt(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalizer", ["harmonic", "median"])
+def test_evidence_is_free_of_scale_and_blind_to_what_is_not_live(normalizer):
+    v, live = variances()
+    e = precision_evidence(v, live, normalizer=normalizer)
+    for factor in (1e-8, 1e8):
+        np.testing.assert_allclose(
+            precision_evidence(np.float32(factor) * v, live, normalizer=normalizer), e, rtol=1e-5
+        )
+    rubbish = np.where(live, v, np.nan)
+    np.testing.assert_array_equal(precision_evidence(rubbish, live, normalizer=normalizer), e)
+    np.testing.assert_array_equal(precision_evidence(np.float32(0) * v, live, normalizer=normalizer), live)
+    nothing = precision_evidence(v, np.zeros((3, 40), bool), normalizer=normalizer)
+    np.testing.assert_array_equal(nothing, np.zeros((3, 40)))
+
+
+def test_calibration_by_hand():
+    e = np.array([[3.0, 1.0, 0.5, 7.0], [1.0, 1.0, 2.0, 9.0]], np.float32)
+    live = np.array([[True, True, False, False], [True, True, True, False]])
+    made = calibrate(e, live, np.array([True, True]), conservatism=True)
+    np.testing.assert_allclose(made.weights, [[0.6, 0.5, 0, 0.5], [0.4, 0.5, 1, 0.5]], rtol=1e-6)
+    fused = np.array([1 - 0.25 * 0.5, 0.75, 2 / 3])
+    np.testing.assert_allclose(made.boldness, [*(fused / fused.mean()), 1.0], rtol=1e-6)
+    plain = calibrate(e, live, np.array([True, True]), conservatism=False)
+    np.testing.assert_array_equal(plain.boldness, np.ones(4))
+    one = calibrate(e, live & np.array([[True], [False]]), np.array([True, False]), conservatism=False)
+    np.testing.assert_array_equal(one.weights, [[1, 1, 1, 1], [0, 0, 0, 0]])  # an absent objective has no share
+
+
+def test_spread_over_devices_gives_the_same_evidence_and_calibration():
+    v, live = variances()
+
+    def both(v, live, axis_name=None):
+        e = precision_evidence(v, live, axis_name=axis_name)
+        median = precision_evidence(v, live, normalizer="median", axis_name=axis_name)
+        made = calibrate(e, live, jnp.ones(3, bool), conservatism=True, axis_name=axis_name)
+        return jnp.concatenate([e, median, made.weights, made.boldness[None]])
+
+    split = lambda x: np.moveaxis(x.reshape(3, 8, 5), 1, 0)  # noqa: E731
+    got = jax.jit(jax.vmap(lambda a, b: both(a, b, "d"), axis_name="d"))(split(v), split(live))
+    np.testing.assert_allclose(np.moveaxis(got, 0, 1).reshape(10, 40), jax.jit(both)(v, live), rtol=1e-5)
+
+
+def test_an_unknown_normalizer_is_named():
+    with pytest.raises(ValueError, match="normalizer must be one of harmonic, median; got 'mean'"):
+        precision_evidence(jnp.ones(3), jnp.ones(3, bool), normalizer="mean")

@@ -1,0 +1,513 @@
+"""BOGC: each entry of each objective's gradient weighs by how certain it is (Bayesian-oriented gradient calibration)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from mmjax.bayes import moments as bayes_moments
+from mmjax.bayes.evidence import Normalizer, calibrate, mean_where, precision_evidence
+from mmjax.bayes.moments import Estimator, Given, Gradients, Setting, as_rows, ema_rate
+from mmjax.config import Layout, MethodConfig, MethodContext
+from mmjax.method import Refresh
+from mmjax.objectives import LeafGradients, ObjectiveGrads, objective_names
+from mmjax.optim.gradients import check_like_params, count_objectives
+from mmjax.optim.options import check_active, check_num_objectives, check_positive
+from mmjax.optim.promises import Promise
+from mmjax.optim.record import WeightRecord, empty_record, recorded
+from mmjax.optim.rows import gradient_rows
+
+PyTree = Any
+Level = Literal["features", "parameters"]
+Kind = Literal["laplace", "ema", "microbatch"]
+
+SQUARES_DECAY = 0.9
+"""Of the running E[g²] that tells live entries from dead ones."""
+
+HELD_BACK = 0.5
+"""An entry whose boldness is below this counts as held back."""
+
+
+class BogcState(NamedTuple):
+    """State of `bogc`.
+
+    count: int32, steps; seen: int32 [K], steps at which each objective was there; moments: the estimator's own; squares:
+    running E[g²], a tree of [K, ...] like the parameters or {modality: [K, *features]}; diagnostics: {name: scalar} of the
+    last step (see `bogc`).
+    """
+
+    count: Array  # type: ignore[assignment]  # hides tuple.count, as in Optax's own states
+    seen: Array
+    moments: PyTree
+    squares: PyTree
+    diagnostics: dict[str, Array]
+    record: WeightRecord
+
+    @property
+    def weights(self) -> Array:
+        """The last weights, [K]: the mean over entries of what an objective's gradient was multiplied by, n_d w_kd."""
+        return self.record.weights
+
+
+@dataclass(frozen=True)
+class _Located:
+    """The gradients at the level, which leaf is of which layer, and the way from combined leaves to the update."""
+
+    gradients: Gradients
+    assemble: Callable[[list[Array]], PyTree]
+
+
+def bogc(
+    moments: Estimator | Kind = "laplace",
+    *,
+    level: Level = "features",
+    conservatism: bool = True,
+    normalizer: Normalizer = "harmonic",
+    temperature: float | Array = 1.0,
+    relative: bool = False,
+    num_examples: int | None = None,
+    layout: Layout | None = None,
+    num_objectives: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Weigh every entry d of the gradients by its evidence: g_d = n_d Σ_k w_kd m_kd · c_d.
+
+    Mean m and variance v of each entry come from `moments`. Its evidence is its precision over the typical one of its leaf,
+    e = (v̄ + tiny)/(v + ε v̄ + tiny); that is an opinion with belief b = e/(e+1) and uncertainty u = 1/(e+1);
+    w_kd = b_kd / Σ_j b_jd, n_d is how many objectives reach the entry. With `conservatism`, c_d is the fused belief
+    1 − Π_k u_kd (reduced Dempster rule) over its mean in the leaf: bold where evidence is high, careful where it is not.
+    Equal evidence everywhere is `uniform`. An objective that does not reach a leaf, is absent (`active` False), or whose
+    running E[g²] is 0 (a dead unit) has no opinion.
+
+    moments: "laplace", "ema", "microbatch" with default options, or an estimator of `mmjax.bayes.moments`.
+    level: "features" weighs the gradients at the features (lazy gradients made with `encode`; parameters behind the features
+      get the sum), "parameters" every parameter's (lazy or stacked; the state holds up to 3K copies of the parameters).
+    normalizer: what v̄ is, the "harmonic" mean of the precisions (the mean of v) or its "median".
+    temperature: T > 0: e^(1/T), above 1 nearer to uniform.
+    relative: divide each objective's variance by its mean E[g²] in the leaf, so that short gradients are not certain
+      because they are short.
+    num_examples: size of the training set (laplace). layout: sizes of features and last layers (level features, laplace).
+    num_objectives: K, where no layout tells it.
+
+    Extra arguments of update: `active` bool[K]; `touching` for stacked gradients; for laplace `last_layer`, `key`, and
+    `labels` or `logit_loss` (logits -> scalar, the loss with its smoothing and weights); `refresh`, a bool scalar: take the
+    posterior anew from this batch. Under vmap keep `refresh` out of the mapped arguments, or every step pays for one.
+
+    The state's `diagnostics` tell for each layer (a modality's features; a module's parameters) the mean evidence and mean
+    weight n_d w_kd of each objective, the share of entries held back (c_d below ½), and the posteriors' traces.
+
+    Raises:
+      ValueError: an option out of range; a level that the gradients or the estimator cannot serve; sizes that are missing or
+        differ from the gradients'; an extra argument that the estimator needs and did not get.
+
+    Source: BOGC-MML (Guo et al., "Multi-Modal Learning with Bayesian-Oriented Gradient Calibration"); its abstract leaves
+    most formulas open, these are our reading (docs/methods.md).
+
+    >>> tx = bogc("ema", level="parameters", num_objectives=2, conservatism=False)
+    >>> params = {"w": jnp.zeros(2)}
+    >>> steady, noisy = jnp.array([1.0, 1.0]), jnp.array([1.0, -1.0])
+    >>> state = tx.init(params)
+    >>> for sign in (1.0, -1.0):
+    ...     grads = {"w": jnp.stack([steady, sign * noisy])}
+    ...     updates, state = tx.update(grads, state, params)
+    >>> [round(float(w), 1) for w in state.weights]  # the first objective's gradient never changed
+    [1.5, 0.5]
+    """
+    if level not in get_args(Level):
+        raise ValueError(f"level must be one of {', '.join(get_args(Level))}; got {level!r}")
+    if normalizer not in get_args(Normalizer):
+        raise ValueError(f"normalizer must be one of {', '.join(get_args(Normalizer))}; got {normalizer!r}")
+    check_positive("temperature", temperature)
+    check_num_objectives(num_objectives)
+    estimator, called = _estimator(moments)
+    if level not in estimator.levels:
+        raise ValueError(f"moments={called!r} serve level {' or '.join(estimator.levels)}, not level={level!r}")
+    if layout is None and (level == "features" or estimator.needs_layers):
+        raise ValueError(
+            "bogc sizes its state by layout: give layout=mmjax.config.Layout(features=..., last_layer=...)"
+        )
+    if num_examples is not None and num_examples < 1:
+        raise ValueError(f"num_examples must be at least 1, got {num_examples}")
+    names = _names(layout, num_objectives)
+    k = len(names)
+    setting = _setting(layout, num_examples)
+
+    def shapes(params: PyTree) -> PyTree:
+        if level == "features":
+            assert layout is not None
+            return {m: jnp.zeros((k, *shape), jnp.float32) for m, shape in layout.features.items()}
+        return jax.tree.map(lambda p: jnp.zeros((k, *jnp.shape(p)), _wide(jnp.result_type(p))), params)
+
+    def init(params: PyTree) -> BogcState:
+        squares = shapes(params)
+        own = estimator.init(setting, jax.tree.leaves(shapes(params)))
+        empty = {name: jnp.zeros((), jnp.float32) for name in _told(squares, names, estimator.diagnostics(own))}
+        seen = jnp.zeros(k, jnp.int32)
+        return BogcState(jnp.zeros((), jnp.int32), seen, own, squares, empty, empty_record(k))
+
+    def update(
+        grads: Any,
+        state: BogcState,
+        params: PyTree = None,
+        *,
+        touching: PyTree = None,
+        active: Any = None,
+        last_layer: Any = None,
+        labels: Any = None,
+        logit_loss: Any = None,
+        key: Any = None,
+        refresh: Any = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, BogcState]:
+        del extra_args
+        check_like_params(grads, params)
+        if count_objectives(grads) != k:
+            raise ValueError(
+                f"{count_objectives(grads)} objectives came, but bogc was made for {k}: {', '.join(names)}"
+            )
+        flags = check_active(active, k)
+        here = jnp.ones(k, bool) if flags is None else flags
+        located = _at_features(grads, layout, here) if level == "features" else _at_parameters(grads, k, touching)
+        gradients = located.gradients
+        given = Given(here, state.count, last_layer, logit_loss, labels, key, refresh)
+        estimates, own = estimator.estimate(setting, gradients, state.moments, given)
+
+        seen = state.seen + here.astype(jnp.int32)
+        rate = ema_rate(SQUARES_DECAY, seen)
+        old, structure = jax.tree.flatten(state.squares)
+        squares, combined, accounts = [], [], []
+        for ids, estimate, before in zip(gradients.objectives, estimates, old, strict=True):
+            index = jnp.asarray(ids)
+            present = here[index]
+            mean = jnp.where(as_rows(present, estimate.mean), estimate.mean, 0)
+            square = gradients.over_examples(mean**2)
+            s = before[index]
+            s = jnp.where(as_rows(present, s), s + as_rows(rate[index], s) * (square - s), s)
+            squares.append(before.at[index].set(s))
+            live = (s > 0) & as_rows(present, s)
+            variance = estimate.variance / _mean_squares(s, live, estimate.variance) if relative else estimate.variance
+            if gradients.examples:
+                live = live[:, None]
+            axis = gradients.axis_name
+            evidence = precision_evidence(
+                variance, live, normalizer=normalizer, temperature=temperature, axis_name=axis
+            )
+            weights, boldness = calibrate(evidence, live, present, conservatism=conservatism, axis_name=axis)
+            weights = weights * jnp.sum(present)
+            combined.append(jnp.sum(weights * mean, axis=0) * boldness)
+            accounts.append(_account(ids, evidence, live, weights, boldness, s.size // len(ids), axis))
+        told = _told(state.squares, names, estimator.diagnostics(own), accounts)
+        new_state = BogcState(
+            optax.safe_increment(state.count),
+            seen,
+            own,
+            jax.tree.unflatten(structure, squares),
+            told,
+            recorded(state.record, jnp.where(here, _overall(accounts, k), 0)),
+        )
+        return located.assemble(combined), new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def bogc_survey(estimator: Estimator, every: int, *, num_examples: int, layout: Layout) -> Refresh | None:
+    """Return the pass over the training set that renews the estimator's part of a `BogcState`, if it profits from one."""
+    survey = estimator.survey
+    if survey is None:
+        return None
+    setting = _setting(layout, num_examples)
+    return Refresh(
+        every=every,
+        start=lambda state: survey.start(setting),
+        add=lambda carry, outputs, label, weight: survey.add(carry, outputs.last_layer, weight),
+        finish=lambda carry, state: state._replace(moments=survey.finish(setting, carry, state.moments)),
+    )
+
+
+def _estimator(moments: Estimator | str) -> tuple[Estimator, str]:
+    if isinstance(moments, Estimator):
+        return moments, moments.name
+    if moments not in get_args(Kind):
+        raise ValueError(f"moments must be an estimator or one of {', '.join(get_args(Kind))}; got {moments!r}")
+    return getattr(bayes_moments, moments)(), moments
+
+
+def _names(layout: Layout | None, num_objectives: int | None) -> tuple[str, ...]:
+    """Return the objectives' names in order; their numbers where no layout names them."""
+    if layout is None:
+        if num_objectives is None:
+            raise ValueError("bogc sizes its state by the number of objectives: give num_objectives, or layout")
+        return tuple(str(k) for k in range(num_objectives))
+    names = objective_names(layout.last_layer)
+    if num_objectives not in (None, len(names)):
+        raise ValueError(f"num_objectives = {num_objectives}, but the layout has {len(names)} objectives: {names}")
+    return names
+
+
+def _setting(layout: Layout | None, num_examples: int | None) -> Setting:
+    if layout is None:
+        return Setting(None, num_examples)
+    return Setting({n: layout.last_layer[n] for n in objective_names(layout.last_layer)}, num_examples)
+
+
+def _wide(dtype: Any) -> Any:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+# -- the two levels ------------------------------------------------------------------------------------------------------
+
+
+def _at_features(grads: Any, layout: Layout | None, here: Array) -> _Located:
+    if not isinstance(grads, ObjectiveGrads):
+        raise ValueError(
+            'level="features" needs lazy gradients, from mmjax.objective_grads(losses_fn, encode=...); got a stacked tree'
+        )
+    features = grads.features()
+    assert layout is not None
+    found = {m: tuple(z.shape[1:]) for m, z in features.features.items()}
+    if found != {m: tuple(shape) for m, shape in layout.features.items()}:
+        raise ValueError(f"the features have shapes {found} an example; the layout says {dict(layout.features)}")
+    modalities = sorted(features.features)
+    objectives = tuple(_reached(features.touching[m]) for m in modalities)
+
+    def taken(tree: Mapping[str, Array], axis: int) -> tuple[Array, ...]:
+        """Take from {m: [..., K, ...]} the objectives that reach m."""
+        return tuple(
+            jnp.take(tree[m].astype(_wide(tree[m].dtype)), np.array(ids), axis=axis)
+            for m, ids in zip(modalities, objectives, strict=True)
+        )
+
+    def summed(leaf: Array) -> Array:
+        wide = leaf.astype(_wide(leaf.dtype))
+        return jnp.sum(jnp.where(as_rows(here, wide), wide, 0), axis=0).astype(leaf.dtype)
+
+    def assemble(combined: list[Array]) -> PyTree:
+        return features.pull_back(dict(zip(modalities, combined, strict=True)), jax.tree.map(summed, features.direct))
+
+    gradients = Gradients(
+        objectives,
+        rows=taken(features.cotangents, 0),
+        parts=lambda n: taken(features.parts(n), 1),
+        examples=True,
+        pull_back=lambda samples: taken(features.from_last_layer(samples), 1),
+        axis_name=features.axis_name,
+    )
+    return _Located(gradients, assemble)
+
+
+def _reached(touching: np.ndarray) -> tuple[int, ...]:
+    """Return the objectives that reach a leaf; the first where none does: it has zeros, so never an opinion."""
+    return tuple(int(i) for i in np.flatnonzero(touching)) or (0,)
+
+
+def _at_parameters(grads: Any, num_objectives: int, touching: PyTree) -> _Located:
+    rows = gradient_rows(grads, num_objectives, level="parameters", touching=touching)
+    objectives = tuple(tuple(sorted(leaf)) for leaf in rows.leaves)
+    dtypes = [next(iter(leaf.values())).dtype for leaf in rows.leaves]
+
+    def parts(n: int) -> tuple[Array, ...]:
+        if not isinstance(grads, ObjectiveGrads):
+            raise ValueError(
+                "micro-batch moments at the parameters need lazy gradients, from mmjax.objective_grads(losses_fn, "
+                "batch_argnums=...); got a stacked tree"
+            )
+        leaves = jax.tree.leaves(grads.parts(n), is_leaf=lambda x: isinstance(x, LeafGradients))
+        made = []
+        for leaf, ids, whole in zip(leaves, objectives, rows.leaves, strict=True):
+            zeros = jnp.zeros((n, *whole[ids[0]].shape))  # of a leaf that nothing reaches
+            each = [leaf.get(grads.names[i], zeros) for i in ids]
+            made.append(jnp.stack([g.astype(_wide(g.dtype)) for g in each], axis=1))
+        return tuple(made)
+
+    gradients = Gradients(
+        objectives,
+        rows=tuple(
+            jnp.stack([leaf[i].astype(_wide(leaf[i].dtype)) for i in ids])
+            for leaf, ids in zip(rows.leaves, objectives, strict=True)
+        ),
+        parts=parts,
+    )
+    return _Located(
+        gradients, lambda combined: rows.assemble([u.astype(t) for u, t in zip(combined, dtypes, strict=True)])
+    )
+
+
+def _mean_squares(squares: Array, live: Array, like: Array) -> Array:
+    """Return each objective's mean E[g²] over a leaf's live entries, [T, 1, ...]; 1 where it has none."""
+    axes = tuple(range(1, squares.ndim))
+    mean = mean_where(squares, live, axis=axes)
+    return as_rows(jnp.where(mean > 0, mean, 1), like)
+
+
+# -- what is told of a step ------------------------------------------------------------------------------------------------
+
+
+class _Account(NamedTuple):
+    """Of one leaf: its objectives, their mean evidence and weight [T], the share held back, the number of entries."""
+
+    objectives: tuple[int, ...]
+    evidence: Array
+    weights: Array
+    held_back: Array
+    size: int
+
+
+def _account(
+    ids: tuple[int, ...], evidence: Array, live: Array, weights: Array, boldness: Array, size: int, axis: str | None
+) -> _Account:
+    evidence, live = jnp.broadcast_arrays(evidence, live)
+    inner = tuple(range(1, evidence.ndim))
+    everything = jnp.ones(weights.shape, bool)
+    return _Account(
+        ids,
+        mean_where(evidence, live, axis=inner, axis_name=axis),
+        mean_where(weights, everything, axis=tuple(range(1, weights.ndim)), axis_name=axis),
+        mean_where((boldness < HELD_BACK).astype(jnp.float32), jnp.any(live, axis=0), axis_name=axis),
+        size,
+    )
+
+
+def _overall(accounts: Sequence[_Account], num_objectives: int) -> Array:
+    """Return each objective's mean weight over all entries that it reaches, [K]; 1 if it reaches none here."""
+    total, size = [jnp.zeros(())] * num_objectives, [0] * num_objectives
+    for account in accounts:
+        for row, k in enumerate(account.objectives):
+            total[k] = total[k] + account.size * account.weights[row]
+            size[k] += account.size
+    return jnp.stack([t / n if n else jnp.ones(()) for t, n in zip(total, size, strict=True)]).astype(jnp.float32)
+
+
+def _told(
+    squares: PyTree, names: Sequence[str], of_moments: Mapping[str, Array], accounts: Sequence[_Account] | None = None
+) -> dict[str, Array]:
+    """Return the diagnostics, {name: scalar}; without accounts only their names count."""
+    told = {f"bogc/{what}/{name}": values[k] for what, values in of_moments.items() for k, name in enumerate(names)}
+    layers: dict[str, list[int]] = {}
+    for i, (path, _) in enumerate(jax.tree.leaves_with_path(squares)):
+        layers.setdefault(_layer(path), []).append(i)
+    for layer, leaves in layers.items():
+        chosen = [] if accounts is None else [accounts[i] for i in leaves]
+        for k, name in enumerate(names):
+            touched = [(a, a.objectives.index(k)) for a in chosen if k in a.objectives]
+            told[f"bogc/evidence/{layer}/{name}"] = _mean([(a.evidence[row], a.size) for a, row in touched])
+            told[f"bogc/weight/{layer}/{name}"] = _mean([(a.weights[row], a.size) for a, row in touched])
+        told[f"bogc/held_back/{layer}"] = _mean([(a.held_back, a.size) for a in chosen])
+    return {name: jnp.asarray(value, jnp.float32) for name, value in told.items()}
+
+
+def _layer(path: tuple[Any, ...]) -> str:
+    """Name a leaf's layer: the path to its module (kernel and bias are one layer), or its own name at the top."""
+    parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
+    return ".".join(parts[:-1] or parts)
+
+
+def _mean(values: Sequence[tuple[Array, int]]) -> Array:
+    total = sum(size for _, size in values)
+    return sum((x * (size / total) for x, size in values), jnp.zeros(()))
+
+
+# -- configuration ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class BogcConfig(MethodConfig):
+    """Every entry of each gradient weighs by its evidence: certain ones more, uncertain ones less."""
+
+    name: str = "bogc"
+    moments: Kind = "laplace"
+    """Where mean and variance of a gradient's entries come from: the last layer's posterior (laplace, at the features), the
+    steps before (ema), or parts of the batch (microbatch)."""
+    level: Level = "features"
+    """Where gradients are weighed: at the features, or at every parameter (ema and microbatch)."""
+    conservatism: bool = True
+    """Bolder steps where the fused belief is above its mean, more careful ones where it is below."""
+    normalizer: Normalizer = "harmonic"
+    """What precisions are compared with: their harmonic mean, or their median."""
+    temperature: float = 1.0
+    """Exponent 1/T on the evidence, T > 0; large: uniform."""
+    relative: bool = False
+    """Divide each objective's variances by its mean squared gradient first."""
+    prior_precision: float | None = None
+    """laplace: τ > 0 of the prior on the last layer; None: a tenth of the number of training examples."""
+    samples: int = 64
+    """laplace: draws a step, at least 16."""
+    mean: bayes_moments.Mean = "gradient"
+    """laplace: what is weighed, the ordinary gradient or the mean of the posterior's."""
+    per_example: bool = True
+    """laplace: weigh in each example by its own variances, or in all by their mean."""
+    refresh_epochs: float = 4.0
+    """laplace: epochs between passes over the training split that take the posterior anew, > 0."""
+    decay: float = 0.9
+    """ema: β in (0, 1)."""
+    parts: int = 4
+    """microbatch: equal parts of a batch, at least 2."""
+
+    kind: ClassVar[Literal["value", "gradient", "balance"]] = "gradient"
+    backward_passes: ClassVar[str] = "1 at the features, 2 at the parameters"
+    source: ClassVar[str] = "Guo et al., Multi-Modal Learning with Bayesian-Oriented Gradient Calibration"
+    reading: ClassVar[Literal["paper", "our reading"]] = "our reading"
+    promises: ClassVar[frozenset[Promise]] = frozenset(
+        {
+            Promise.IDENTITY_FOR_ONE,  # without conservatism
+            Promise.PERMUTATION_EQUIVARIANT,
+            Promise.UNIFORM_WHEN_BALANCED,  # where the evidence is: ema at its first step
+        }
+    )
+
+    def validate(self) -> None:
+        """Raise ValueError for an option out of range."""
+        check_positive("method.refresh_epochs", self.refresh_epochs)
+        check_positive("method.temperature", self.temperature)
+        for kind in get_args(Kind):
+            self._estimator(kind, "softmax")
+        if self.level not in self._estimator(self.moments, "softmax").levels:
+            raise ValueError(f"method.moments={self.moments!r} has no level={self.level!r}: take level='features'")
+
+    def _estimator(self, kind: str, likelihood: Literal["softmax", "sigmoid"]) -> Estimator:
+        if kind == "ema":
+            return bayes_moments.ema(self.decay)
+        if kind == "microbatch":
+            return bayes_moments.microbatch(self.parts)
+        return bayes_moments.laplace(
+            samples=self.samples,
+            prior_precision=self.prior_precision,
+            mean=self.mean,
+            per_example=self.per_example,
+            likelihood=likelihood,
+        )
+
+    def _for_task(self, context: MethodContext) -> Estimator:
+        if self.moments == "laplace" and context.task.kind == "regression":
+            raise ValueError("method.moments='laplace' is for classification and multi-label; take ema or microbatch")
+        return self._estimator(self.moments, "sigmoid" if context.task.kind == "multilabel" else "softmax")
+
+    def build(self, context: MethodContext) -> optax.GradientTransformationExtraArgs:
+        """Make `bogc` for the context. Raises ValueError if the batch does not divide into `parts`."""
+        if self.moments == "microbatch" and context.batch_size % self.parts:
+            raise ValueError(
+                f"train.batch_size = {context.batch_size} does not divide into method.parts = {self.parts} equal parts"
+            )
+        return bogc(
+            self._for_task(context),
+            level=self.level,
+            conservatism=self.conservatism,
+            normalizer=self.normalizer,
+            temperature=self.temperature,
+            relative=self.relative,
+            num_examples=context.num_examples,
+            layout=context.layout,
+            num_objectives=len(context.names),
+        )
+
+    def refresh(self, context: MethodContext) -> Refresh | None:
+        """Return the pass that takes the posterior anew; None for the other estimators."""
+        every = max(1, math.ceil(self.refresh_epochs * context.steps_per_epoch))
+        estimator = self._for_task(context)
+        return bogc_survey(estimator, every, num_examples=context.num_examples, layout=context.layout)
