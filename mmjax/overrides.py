@@ -205,10 +205,10 @@ def _check_names(config: Config, arguments: Sequence[str]) -> None:
 
 
 def _fields(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield the path of every field that holds a value."""
+    """Yield the path of every field that holds a value, and of a dict that is empty and may be given whole."""
     if dataclasses.is_dataclass(node):
         items = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
-    elif isinstance(node, dict):
+    elif isinstance(node, dict) and node:
         items = node
     else:
         yield path

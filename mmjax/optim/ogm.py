@@ -163,7 +163,9 @@ def _modulating(
         check_room(state.record, k)
         active = check_active(active, k)
         here = jnp.ones(k, bool) if active is None else active
-        updates = weighted_sum(grads, here.astype(jnp.float32), active)
+        # In float32 until the end: a sum rounded to bfloat16 and then scaled would have been rounded twice.
+        wide = grads if isinstance(grads, ObjectiveGrads) else jax.tree.map(_widened, grads)
+        updates = weighted_sum(wide, here.astype(jnp.float32), active)
         factors = jnp.ones(k, jnp.float32)
         if k > 1:
             _check_arguments(method, unimodal_logits, labels, groups, k)
@@ -176,15 +178,21 @@ def _modulating(
             stir = present & in_window & (jnp.sum(present) > 1)
             draw = check_key(key, method) if noise else None
             updates = _scaled(updates, groups, sorted(unimodal_logits), factors[1:], stir, draw, 4 if conv_only else 2)
+        if not isinstance(grads, ObjectiveGrads):
+            updates = jax.tree.map(lambda u, g: u.astype(g.dtype), updates, grads)
         new_state = OgmState(optax.safe_increment(state.count), recorded(state.record, jnp.where(here, factors, 0.0)))
         return updates, new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _widened(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def _scores(unimodal_logits: Mapping[str, Array], labels: Array, axis_name: str | None) -> Array:
     def score(logits: Array) -> Array:
-        probabilities = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+        probabilities = jax.nn.softmax(_widened(logits))
         return jnp.sum(jnp.take_along_axis(probabilities, labels[:, None], axis=1))
 
     scores = jnp.stack([score(unimodal_logits[m]) for m in sorted(unimodal_logits)])
@@ -209,7 +217,7 @@ def _scaled(
         if m is None or g.ndim < least_axes:
             changed.append(g)
             continue
-        wide = g.astype(jnp.promote_types(g.dtype, jnp.float32))
+        wide = _widened(g)
         new = wide * factors[m]
         if key is not None:
             noise = jax.random.normal(jax.random.fold_in(key, i), g.shape, wide.dtype) * jnp.std(wide)

@@ -127,6 +127,15 @@ def test_ogm_scales_the_kernels_of_the_encoder_that_is_ahead(conv_only, changed)
     )
 
 
+def test_ogm_rounds_bfloat16_gradients_once():
+    grads, extra = problem()
+    grads = jax.tree.map(lambda g: (g + g[:1]).astype(jnp.bfloat16), grads)
+    update, state = ogm(0.2).update(grads, ogm(0.2).init(None), **extra)
+    total = np.asarray(grads["encoder"]["image"]["conv"], np.float32).sum(axis=0)
+    expected = jnp.asarray(state.weights[2] * total, jnp.bfloat16)
+    np.testing.assert_array_equal(update["encoder"]["image"]["conv"], expected)
+
+
 def test_ogm_is_on_in_its_window_only():
     grads, extra = problem()
     tx = ogm(0.2, start=1, stop=3)
