@@ -59,6 +59,11 @@ def test_another_method_takes_its_defaults_and_its_options():
     assert override(base(), ["--method.name", "mimo"]).method == MimoConfig(penalty=3.0)
 
 
+def test_a_dict_of_numbers_is_given_whole():
+    config = override(base(), ["--method.name", "stch", "--method.preference", "fusion", "2", "image", "0.5"])
+    assert config.method.preference == {"fusion": 2.0, "image": 0.5}
+
+
 def test_another_optimizer_keeps_what_all_optimizers_have():
     config = override(base(), ["--optimizer.name", "sgd", "--optimizer.momentum", "0.5"])
     assert config.optimizer == SGDConfig(learning_rate=0.5, clip_norm=2.0, schedule=CosineConfig(), momentum=0.5)
