@@ -8,8 +8,8 @@ import pytest
 from mmjax.optim import imtl_g
 from optim.gram_cases import random_jacobian, run
 
-NEGATIVE = np.array([[1.0, 0.0, 0.0], [0.0, 0.1, 0.0], [8.0, 1.0, 0.5]])
-"""The long third gradient nearly the sum of what the others point at: Σ α < 0 before it is normalised."""
+NEGATIVE = np.array([[-6.6, -0.8, 1.9], [4.6, -6.5, 0.4], [-0.3, -1.0, 1.4]])
+"""Σ_k α_k < 0 before it is normalised to 1: the signs of all weights turn."""
 
 
 def published(jacobian):
