@@ -5,26 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from mmjax.config import MethodConfig
+from mmjax.config import MethodConfig, MethodContext
 from mmjax.optim.gradients import check_like_params, count_objectives
-from mmjax.optim.options import check_active, check_choice, check_num_objectives
-from mmjax.optim.promises import Promise
+from mmjax.optim.options import SCALES, Scale, check_active, check_choice, check_num_objectives
 from mmjax.optim.record import WeightRecord, empty_record, recorded
 from mmjax.optim.rows import LEVELS, GradientRows, Level, combine_rows, gradient_rows
 
 PyTree = Any
 
 Scope = Literal["shared", "all"]
-Scale = Literal["mean", "sum"]
 SCOPES = ("shared", "all")
-SCALES = ("mean", "sum")
 
 _RUN = 4096
 """Longest run of products summed one after the other: float32 then keeps the Gramian to a few units in the last place."""
@@ -198,6 +195,7 @@ def gram_method(
     check_choice("scale", scale, SCALES)
     check_choice("level", level, LEVELS)
     check_num_objectives(num_objectives)
+    weigh = jax.jit(weigh)  # for those who call update outside jit: one program, not one an operation
 
     def init(params: Any) -> GramState:
         del params
@@ -233,6 +231,20 @@ def gram_method(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+class GramOptions(TypedDict):
+    """What every Gram-based constructor takes."""
+
+    scope: Scope
+    level: Level
+    num_objectives: int
+
+
+class MeanOptions(GramOptions):
+    """The same for a method whose weights average."""
+
+    scale: Scale
+
+
 @dataclass(frozen=True, kw_only=True)
 class GramConfig(MethodConfig):
     """Options that the Gram-based methods share."""
@@ -244,10 +256,29 @@ class GramConfig(MethodConfig):
 
     kind: ClassVar[Literal["value", "gradient", "balance"]] = "gradient"
     backward_passes: ClassVar[str] = "2 (features: 1)"
-    reading: ClassVar[Literal["paper", "our reading"]] = "paper"
-    promises: ClassVar[frozenset[Promise]] = frozenset()
 
     def validate(self) -> None:
         """Raise ValueError for an unknown choice."""
         check_choice("method.scope", self.scope, SCOPES)
         check_choice("method.level", self.level, LEVELS)
+
+    def options(self, context: MethodContext) -> GramOptions:
+        """Return the shared options of the constructor."""
+        return {"scope": self.scope, "level": self.level, "num_objectives": len(context.names)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanGramConfig(GramConfig):
+    """Options of the Gram-based methods whose weights average."""
+
+    scale: Scale = "mean"
+    """mean: as published; sum: K times that, so that learning rates compare with those of uniform."""
+
+    def validate(self) -> None:
+        """Raise ValueError for an unknown choice."""
+        super().validate()
+        check_choice("method.scale", self.scale, SCALES)
+
+    def options(self, context: MethodContext) -> MeanOptions:
+        """Return the shared options of the constructor."""
+        return {**super().options(context), "scale": self.scale}

@@ -9,8 +9,8 @@ import optax
 from jax import Array
 
 from mmjax.config import MethodContext
-from mmjax.optim.gramian import SCALES, GramConfig, Gramian, Scale, Scope, gram_method
-from mmjax.optim.options import check_choice
+from mmjax.optim.gramian import Gramian, MeanGramConfig, Scope, gram_method
+from mmjax.optim.options import Scale
 from mmjax.optim.promises import Promise
 from mmjax.optim.qp import min_norm
 from mmjax.optim.rows import Level
@@ -63,23 +63,22 @@ def mgda(
 
 
 @dataclass(frozen=True, kw_only=True)
-class MgdaConfig(GramConfig):
+class MgdaConfig(MeanGramConfig):
     """The shortest convex combination of the gradients: no objective gets worse."""
 
     name: str = "mgda"
-    scale: Scale = "mean"
-    """sum: weights sum to K, as in uniform; mean: to 1."""
 
     source: ClassVar[str] = "Désidéri 2012; Sener and Koltun, Multi-Task Learning as Multi-Objective Optimization, 2018"
     promises: ClassVar[frozenset[Promise]] = frozenset(
-        {Promise.IDENTITY_FOR_ONE, Promise.PERMUTATION_EQUIVARIANT, Promise.STATIONARY, Promise.NON_CONFLICTING}
+        {
+            Promise.IDENTITY_FOR_ONE,
+            Promise.PERMUTATION_EQUIVARIANT,
+            Promise.STATIONARY,
+            Promise.NON_CONFLICTING,
+            Promise.UNIFORM_WHEN_BALANCED,  # with scale="sum"
+        }
     )
-
-    def validate(self) -> None:
-        """Raise ValueError for an unknown choice."""
-        super().validate()
-        check_choice("method.scale", self.scale, SCALES)
 
     def build(self, context: MethodContext) -> optax.GradientTransformationExtraArgs:
         """Make `mgda` for the context's objectives."""
-        return mgda(scope=self.scope, scale=self.scale, level=self.level, num_objectives=len(context.names))
+        return mgda(**self.options(context))

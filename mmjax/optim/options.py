@@ -44,6 +44,20 @@ def check_at_least(name: str, value: Any, least: float) -> None:
         raise ValueError(f"{name} must be a finite number >= {least}, got {value}")
 
 
+def check_fraction(name: str, value: Any) -> None:
+    """Raise ValueError if `value` is a concrete number outside [0, 1).
+
+    >>> check_fraction("c", 1.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: c must be a number in [0, 1), got 1.0
+    """
+    if isinstance(value, numbers.Real | np.ndarray) and not np.all(
+        (np.asarray(value, float) >= 0) & (np.asarray(value, float) < 1)
+    ):
+        raise ValueError(f"{name} must be a number in [0, 1), got {value}")
+
+
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise ValueError if `value` is none of `choices`; it names the nearest.
 

@@ -98,7 +98,7 @@ def _rows_at_features(grads: ObjectiveGrads | PyTree, num_objectives: int) -> Gr
         assemble,
         names=grads.names,
         modalities=tuple(sorted(features.features)),
-        axis_name=features.axis_name,
+        axis_name=grads.axis_name,
     )
 
 

@@ -8,12 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.optim import mgda
+from mmjax.optim import aligned_mtl, cagrad, imtl_g, mgda, mmpareto, nash_mtl, pcgrad, upgrad
 
-METHODS = {"mgda": mgda}
+METHODS = {
+    "mgda": mgda,
+    "upgrad": upgrad,
+    "cagrad": cagrad,
+    "pcgrad": pcgrad,
+    "imtl_g": imtl_g,
+    "nash_mtl": nash_mtl,
+    "aligned_mtl": aligned_mtl,
+    "mmpareto": mmpareto,
+}
 """{name: constructor}"""
 
-MEAN = ("mgda",)
+MEAN = ("mgda", "upgrad", "cagrad", "imtl_g", "aligned_mtl")
 """Those whose weights average, and that have `scale`."""
 
 KEY = jax.random.key(7)
@@ -32,10 +41,13 @@ def _compiled(method, options):
 
 
 def run(method, jacobian, active=None, key=KEY, **options):
-    """As `update_of`, compiled once a method, options and shape."""
-    active = jnp.ones(len(jacobian), bool) if active is None else jnp.asarray(active)
-    u, w = _compiled(method, tuple(options.items()))(jnp.asarray(jacobian, jnp.float32), active, key)
-    return np.asarray(u, np.float64), np.asarray(w, np.float64)
+    """As `update_of`, compiled once a method, options and K: columns of zeros change no inner product."""
+    k, size = jacobian.shape
+    padded = np.zeros((k, max(size, 20)), np.float32)
+    padded[:, :size] = jacobian
+    active = np.ones(k, bool) if active is None else active
+    u, w = _compiled(method, tuple(options.items()))(padded, active, key)
+    return np.asarray(u, np.float64)[:size], np.asarray(w, np.float64)
 
 
 def gramian64(jacobian):

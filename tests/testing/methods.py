@@ -45,6 +45,11 @@ CASES: dict[str, dict[str, Case]] = {
         "penalty = M": Case(options=lambda k: {"penalty": float(max(k - 1, 1))}, only=BALANCED),
     },
 }
+for _averaging in ("mgda", "upgrad", "imtl_g", "aligned_mtl"):
+    CASES[_averaging] = {
+        "default": Case(without=BALANCED),
+        "scale = sum": Case(options=lambda k: {"scale": "sum"}, only=BALANCED),
+    }
 """{method: {case: Case}}; a method that is not here has one case, its default options."""
 
 
