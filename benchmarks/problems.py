@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from mmjax.config import Layout
 from mmjax.data import Batch, Task
 from mmjax.models import ConcatFusion, Head, LeNet, MultiModal
 from mmjax.train.state import TrainState, create_state
@@ -16,6 +17,10 @@ from mmjax.train.step import Inference, Training
 
 BATCH = 64
 SHAPES = {"image": (28, 28, 1), "audio": (112, 112, 1)}
+LENET_LAYOUT = Layout(
+    features={"image": (48,), "audio": (192,)}, last_layer={name: (100, 10) for name in ("fusion", "image", "audio")}
+)
+"""Of the model of `lenet_training`."""
 
 
 def lenet_training(tx: optax.GradientTransformation, *, probe_heads: bool = False) -> Training:

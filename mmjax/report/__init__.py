@@ -1,5 +1,6 @@
 """What a run looks like to people: the bar while it goes, the table at its end, curves, TensorBoard events."""
 
+from mmjax.report.calibration import calibration, has_calibration, save_calibration
 from mmjax.report.events import EventsObserver, events_observer
 from mmjax.report.plots import curves, save_curves
 from mmjax.report.progress import ProgressObserver
@@ -10,9 +11,12 @@ __all__ = [
     "EventsObserver",
     "Observers",
     "ProgressObserver",
+    "calibration",
     "curves",
     "events_observer",
+    "has_calibration",
     "print_results",
     "results_table",
+    "save_calibration",
     "save_curves",
 ]
