@@ -87,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     of_run = add("evaluate", _evaluate, "evaluate the best model of a work folder on its data")
     of_run.add_argument("workdir", metavar="WORKDIR", type=Path)
     of_run.add_argument("--split", choices=("test", "validation", "train"), default="test")
+    of_run.add_argument(
+        "--laplace", action="store_true", help="also by samples of the last layers' Laplace posteriors (calibration)"
+    )
+    of_run.add_argument(
+        "--prior-precision", type=float, help="of --laplace; default: a tenth of the number of training examples"
+    )
 
     new = add("predict", _predict, "write what every expert says of the examples in an npz file")
     new.add_argument("workdir", metavar="WORKDIR", type=Path)
@@ -181,12 +187,15 @@ class _Interrupt(Observer):
 
 def _draw(workdir: Path, config: Config) -> None:
     """Draw the curves, of a run that was cut off as far as they go."""
-    from mmjax.report import save_curves
+    from mmjax.report import has_calibration, save_calibration, save_curves
 
     path = workdir / journal.METRICS
     rows = journal.read_rows(path) if path.exists() else []
+    title = f"{config.data.name}, {config.method.name}, seed {config.train.seed}"
     if rows:
-        save_curves(rows, workdir / "curves.png", f"{config.data.name}, {config.method.name}, seed {config.train.seed}")
+        save_curves(rows, workdir / "curves.png", title)
+    if has_calibration(rows):
+        save_calibration(rows, workdir / "calibration.png", title)
 
 
 def _print_results(run: Run, metrics: dict[str, float], title: str, console: Console) -> None:
@@ -197,9 +206,15 @@ def _print_results(run: Run, metrics: dict[str, float], title: str, console: Con
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
     run = load(options.workdir)
-    dataset = getattr(run.config.data.load(), options.split)
-    metrics = evaluate(run, dataset)
-    _print_results(run, metrics, f"{options.split.capitalize()} split", console)
+    splits = run.config.data.load()
+    dataset = getattr(splits, options.split)
+    title = f"{options.split.capitalize()} split"
+    _print_results(run, evaluate(run, dataset), title, console)
+    if options.laplace:
+        from mmjax.train.uncertainty import laplace_metrics
+
+        metrics = laplace_metrics(run, splits.train, dataset, prior_precision=options.prior_precision)
+        _print_results(run, metrics, f"{title}, Laplace predictive", console)
     if isinstance(run.inference.model, Reader):
         from mmjax.report import save_missing
 

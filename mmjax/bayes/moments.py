@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from mmjax.bayes.laplace import (
@@ -138,7 +139,8 @@ class EmaState(NamedTuple):
 def ema_rate(decay: float | Array, count: Array) -> Array:
     """Return a_t = (1 − β)/(1 − βᵗ), the weight of the t-th observation in a bias-corrected moving average; 1 at t = 1."""
     t = jnp.maximum(count, 1).astype(jnp.float32)
-    return (1 - decay) / (1 - decay**t)
+    # exactly 1 at first: rounding would leave a variance that is noise, and evidence only compares variances
+    return jnp.where(t > 1, (1 - decay) / (1 - decay**t), 1.0)
 
 
 def ema(decay: float = 0.9) -> Estimator:
@@ -170,7 +172,7 @@ def ema(decay: float = 0.9) -> Estimator:
         for ids, rows, mean, variance in zip(
             gradients.objectives, gradients.rows, state.mean, state.variance, strict=True
         ):
-            index = jnp.asarray(ids)
+            index = np.asarray(ids)
             g, m, v = gradients.over_examples(rows), mean[index], variance[index]
             a, here = (as_rows(x[index], g) for x in (rate, given.active))
             delta = g - m

@@ -184,7 +184,7 @@ def bogc(
         old, structure = jax.tree.flatten(state.squares)
         squares, combined, accounts = [], [], []
         for ids, estimate, before in zip(gradients.objectives, estimates, old, strict=True):
-            index = jnp.asarray(ids)
+            index = np.asarray(ids)
             present = here[index]
             mean = jnp.where(as_rows(present, estimate.mean), estimate.mean, 0)
             square = gradients.over_examples(mean**2)

@@ -1,5 +1,6 @@
 """What a run looks like to people: the bar while it goes, the table at its end, curves, TensorBoard events."""
 
+from mmjax.report.calibration import calibration, has_calibration, save_calibration
 from mmjax.report.events import EventsObserver, events_observer
 from mmjax.report.missing import filled_grid, rounds_plot, rounds_table, save_missing
 from mmjax.report.plots import curves, save_curves
@@ -11,13 +12,16 @@ __all__ = [
     "EventsObserver",
     "Observers",
     "ProgressObserver",
+    "calibration",
     "curves",
     "events_observer",
     "filled_grid",
+    "has_calibration",
     "print_results",
     "results_table",
     "rounds_plot",
     "rounds_table",
+    "save_calibration",
     "save_curves",
     "save_missing",
 ]
