@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # annotations only: this module imports nothing of the librar
 
     from mmjax.data.dataset import Splits, Task
     from mmjax.method import Forward, Objectives, Refresh
-    from mmjax.optim.promises import Promise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +134,8 @@ class MethodConfig:
     """Where the method comes from."""
     reading: ClassVar[Literal["paper", "our reading"]] = "paper"
     """Whether the formula is the source's own, or what we make of a source that leaves something open."""
-    promises: ClassVar[frozenset[Promise]] = frozenset()
+    # of str: annotations are resolved when options are read, and `Promise` cannot be imported here
+    promises: ClassVar[frozenset[str]] = frozenset()
     """Properties that it keeps (`mmjax.optim.promises`)."""
 
     def build(self, context: MethodContext) -> optax.GradientTransformationExtraArgs:
