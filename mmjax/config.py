@@ -134,6 +134,7 @@ class MethodConfig:
     """Where the method comes from."""
     reading: ClassVar[Literal["paper", "our reading"]] = "paper"
     """Whether the formula is the source's own, or what we make of a source that leaves something open."""
+    # of str: annotations are resolved when options are read, and `Promise` cannot be imported here
     promises: ClassVar[frozenset[str]] = frozenset()
     """Properties that it keeps (`mmjax.optim.promises`)."""
 
