@@ -99,11 +99,10 @@ def monitor(
     size = CAPACITY if num_objectives is None else num_objectives
 
     def init(params: PyTree) -> MonitorState:
-        zero = jnp.zeros((), jnp.int32)
         return MonitorState(
             inner=inner.init(params),
-            count=zero,
-            measurements=zero,
+            count=jnp.zeros((), jnp.int32),
+            measurements=jnp.zeros((), jnp.int32),
             record=empty_record(num_objectives),
             padded_values=jnp.full(size, jnp.nan, jnp.float32),
             padded_norms=jnp.full(size, jnp.nan, jnp.float32),

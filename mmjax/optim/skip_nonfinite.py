@@ -44,9 +44,9 @@ def skip_nonfinite(
 
     combiner: any, lazy or stacked, with extra arguments or without. num_objectives: K, for counters of exactly K (needed
     above 16 objectives). Extra arguments of update: the combiner's; `active` is used here, too.
-    Cost with lazy gradients: a backward pass of the plain sum (none beside `uniform`, which computes it anyway), which is
-    finite exactly where all are; the objectives are told apart only where it is not. A finite sum that overflows counts
-    as not finite, with no objective to blame.
+    Cost with lazy gradients: a backward pass of the plain sum, which is finite exactly where all are; the objectives are
+    told apart only where it is not. A sum of finite gradients that overflows counts as not finite, with no objective to
+    blame.
 
     Raises:
       ValueError: `num_objectives` out of range, or gradients that are not one an objective.

@@ -53,6 +53,7 @@ def check_combiner(
     - `finite`: the update is finite and like the parameters, the state finite, over several steps at every scale;
       `.weights`, if the state has them, are [K]. (A state needs none.)
     - `one_compilation`: the state keeps its structure, shapes and types; a second step compiles nothing.
+    - `donatable`: no two entries of the initial state are one array.
     - `extra_arguments`: arguments meant for other methods change nothing.
     - `lazy_as_stacked`: lazy gradients give the update of stacked ones, to 1e-5.
     - `absent_objectives`: with `active` False an objective may hold NaN, and the rest goes on as if it did not exist.

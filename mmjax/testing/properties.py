@@ -171,6 +171,18 @@ def one_compilation(subject: Subject) -> Failure:
     return None
 
 
+def donatable(subject: Subject) -> Failure:
+    """No two entries of the initial state are one array: a training step could not be given its memory."""
+    problem = problems.random(subject.num_objectives[-1])
+    seen: dict[Any, str] = {}
+    for path, leaf in jax.tree.leaves_with_path(subject.initial(problem)):
+        name = jax.tree_util.keystr(path)
+        if id(leaf) in seen:
+            return problem, f"the state's {seen[id(leaf)]} and {name} are one array, which cannot be donated twice"
+        seen[id(leaf)] = name
+    return None
+
+
 def extra_arguments(subject: Subject) -> Failure:
     """Arguments of other methods are let pass, and change nothing."""
     k = subject.num_objectives[-1]
@@ -417,6 +429,7 @@ ALWAYS: dict[str, Property] = {
     for f in (
         finite,
         one_compilation,
+        donatable,
         extra_arguments,
         lazy_as_stacked,
         absent_objectives,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 import mmjax
 from mmjax.cli import main
+from mmjax.optim import METHODS
 
 CONFIG = '''
 """A small experiment."""
@@ -110,10 +112,15 @@ def test_without_a_workdir_a_new_one_is_made(config, tmp_path, monkeypatch, caps
     assert str(made.relative_to(tmp_path)) in capsys.readouterr().out
 
 
-def test_listings(capsys):
+def test_listings(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
     assert main(["methods"]) == 0
-    out = capsys.readouterr().out
-    assert all(name in out for name in ("joint", "uniform", "mimo"))
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    for name, method in METHODS.items():
+        told = (method.kind, method.backward_passes, method.reading)
+        assert re.search(r"\s{2,}".join(map(re.escape, (name, *told))), rows[name])
+    assert {"method", "joint", "uniform", "mimo"} <= set(rows)
+    assert "Fernando" in rows["mimo"]
     assert main(["data", "list"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in ("avdigits", "avmnist", "mfeat", "npz", "planted"))

@@ -140,8 +140,6 @@ def test_cost():
     params, batch = make_params(features=64, hidden=64), make_batch(size=64)
     for combiner in (uniform(num_objectives=3), mimo(num_objectives=3)):
         assert flops(monitor(combiner, num_objectives=3), params, batch) <= 1.02 * flops(combiner, params, batch)
-    plain = flops(uniform(num_objectives=3), params, batch)
-    assert flops(skip_nonfinite(uniform(num_objectives=3), num_objectives=3), params, batch) <= 2.0 * plain
 
 
 def test_errors():

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import optax
 
 from mmjax.config import Layout, MethodContext
@@ -38,12 +39,35 @@ class Case:
 
 
 BALANCED = frozenset({Promise.UNIFORM_WHEN_BALANCED})
+RANDOM = {"default": Case(checks={"random": True})}
+
+
+def summing(**checks: Any) -> dict[str, Case]:
+    """A method that is uniform when balanced with scale="sum", and a mean by default."""
+    return {
+        "default": Case(without=BALANCED, checks=checks),
+        "scale = sum": Case(options=lambda k: {"scale": "sum"}, only=BALANCED, checks=checks),
+    }
+
+
+def shares_of_logits(problem: problems.Problem) -> dict[str, Any]:
+    """What AGM's objective rule hands over."""
+    losses = problem.values[1:]
+    return {"shapley_losses": losses, "kappa": np.exp(0.1 * np.tanh(losses))}
+
 
 CASES: dict[str, dict[str, Case]] = {
+    "agm": {"default": Case(checks={"extra": shares_of_logits})},
+    "famo": summing(),
+    "gblend": {"default": Case(checks={"extra": lambda problem: {"validation_values": 1.1 * problem.values}})},
+    "graddrop": RANDOM,
     "mimo": {
         "default": Case(without=BALANCED),
         "penalty = M": Case(options=lambda k: {"penalty": float(max(k - 1, 1))}, only=BALANCED),
     },
+    "ogm_ge": RANDOM,
+    "rlw": RANDOM,
+    "stch": summing(),
 }
 for _averaging in ("mgda", "upgrad", "imtl_g", "aligned_mtl"):
     CASES[_averaging] = {

@@ -102,6 +102,21 @@ def _state_gains_an_entry(k):
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _one_array_twice(k):
+    """Two counters start from one array."""
+    inner = make_uniform(k)
+
+    def init(params):
+        zero = jnp.zeros((), jnp.int32)
+        return {"inner": inner.init(params), "steps": zero, "epochs": zero}
+
+    def update(grads, state, params=None, **extra_args):
+        updates, new = inner.update(grads, state["inner"], params, **extra_args)
+        return updates, state | {"inner": new, "steps": state["steps"] + 1}
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
 def _uniform_with(combine):
     """K -> a stateless combiner; combine(rows of a leaf, active or None) -> [...]."""
 
@@ -194,6 +209,7 @@ MUTANTS = {
     "state sized at the first update": Mutant(_growing_state, breaks("one_compilation"), make_uniform),
     "state weakly typed at init": Mutant(_weakly_typed_state, breaks("one_compilation"), make_uniform),
     "state of another structure": Mutant(_state_gains_an_entry, breaks("one_compilation"), make_uniform),
+    "one array twice in the state": Mutant(_one_array_twice, breaks("donatable"), make_uniform),
     "bfloat16 arithmetic": Mutant(_uniform_with(_half_precision), breaks("bfloat16"), make_uniform),
     "bfloat16 comes back as float32": Mutant(_uniform_with(_widening), breaks("bfloat16"), make_uniform),
     "flat update": Mutant(_uniform_with(_flattening), breaks("finite"), make_uniform),

@@ -45,6 +45,7 @@ def breaks(name: str, **arguments: Any) -> Check:
 _ALWAYS = {
     "finite",
     "one_compilation",
+    "donatable",
     "extra_arguments",
     "lazy_as_stacked",
     "absent_objectives",
