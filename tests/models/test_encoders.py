@@ -148,7 +148,7 @@ def test_gru_by_its_formula_and_padding_leaves_the_state():
     tokens = apply(module.clone(features="tokens"), variables, x, False)
     np.testing.assert_allclose(tokens, np.stack(states, 1), rtol=1e-4, atol=1e-5)
     # a scaling and shift of the features, such as a standardisation, leaves the mask channel readable
-    moved = np.concatenate([x[..., :-1], (x[..., -1:] - 0.7) / 0.3], axis=2)
+    moved = np.concatenate([x[..., :-1], (x[..., -1:] - 0.9) / 0.5], axis=2)
     np.testing.assert_array_equal(apply(module, variables, moved, False), apply(module, variables, x, False))
 
 
