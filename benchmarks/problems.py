@@ -18,7 +18,7 @@ from mmjax.train.step import Inference, Training
 BATCH = 64
 SHAPES = {"image": (28, 28, 1), "audio": (112, 112, 1)}
 LENET_LAYOUT = Layout(
-    features={"image": (48,), "audio": (192,)}, last_layer={name: (100, 10) for name in ("fusion", "image", "audio")}
+    features={"image": (48,), "audio": (192,)}, last_layer=dict.fromkeys(("fusion", "image", "audio"), (100, 10))
 )
 """Of the model of `lenet_training`."""
 
