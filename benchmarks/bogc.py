@@ -1,0 +1,344 @@
+"""Does calibrating gradients help? BOGC by every estimator, level and conservatism against uniform and joint.
+
+    python benchmarks/bogc.py CONFIG --out FOLDER [--seeds 5] [--only ROW ...] [--optimizers sgd adam] [--sequential]
+                              [--report] [--option VALUE ...]
+
+Every row has the same budget for each optimizer: nine settings, three learning rates times three values of its own knob
+(τ for laplace, β for ema, parts for microbatch; for joint and uniform, which have none, nine learning rates over the same
+range). The setting with the best mean validation accuracy of the fusion over the seeds is kept, and only its test figures
+are shown: the test accuracy at the epoch that was best on validation. Runs that are in FOLDER already are not taken again.
+
+The seeds and learning rates of one setting run as one vmapped program, with the training set on the device: for models
+without convolutions. --sequential takes them one by one with `mmjax.fit` instead. --report only prints the tables. Other
+options are those of `mmjax train`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from balance import take, text
+from jax import Array
+from rich.console import Console
+from rich.table import Table
+
+import mmjax
+from mmjax.config import Config, MethodConfig, OptimizerConfig
+from mmjax.data import Batch, Dataset, Splits, batch_indices, gather
+from mmjax.losses import example_losses
+from mmjax.optim import BogcConfig, JointConfig, UniformConfig
+from mmjax.overrides import override
+from mmjax.train.experiment import build_experiment
+from mmjax.train.optimizer import AdamConfig, SGDConfig
+from mmjax.train.step import prepare, train_step
+
+Record = dict[str, Any]
+
+OPTIMIZERS: dict[str, tuple[OptimizerConfig, tuple[float, float, float]]] = {
+    "sgd": (SGDConfig(learning_rate=1.0, momentum=0.9), (0.01, 0.03, 0.1)),
+    "adam": (AdamConfig(learning_rate=1.0), (3e-4, 1e-3, 3e-3)),
+}
+KNOBS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "laplace": ("prior_precision", (0.01, 0.1, 1.0)),  # times the number of training examples
+    "ema": ("decay", (0.5, 0.9, 0.99)),
+    "microbatch": ("parts", (2, 4, 8)),
+}
+
+
+def rows() -> dict[str, MethodConfig]:
+    """Return every row of the comparison: controls, BOGC as it stands, and remedies."""
+    made: dict[str, MethodConfig] = {"joint": JointConfig(), "uniform": UniformConfig()}
+    for moments, level in (
+        ("laplace", "features"),
+        ("ema", "features"),
+        ("ema", "parameters"),
+        ("microbatch", "features"),
+        ("microbatch", "parameters"),
+    ):
+        for conservatism in (True, False):
+            method = BogcConfig(moments=moments, level=level, conservatism=conservatism)  # type: ignore[arg-type]
+            made[f"{moments} {level}{', bold' if conservatism else ''}"] = method
+    plain = BogcConfig(conservatism=False)
+    made["laplace features, pooled"] = dataclasses.replace(plain, per_example=False)
+    made["laplace features, relative"] = dataclasses.replace(plain, relative=True)
+    made["laplace features, pooled, relative"] = dataclasses.replace(plain, per_example=False, relative=True)
+    made["laplace features, T = 4"] = dataclasses.replace(plain, temperature=4.0)
+    made["laplace features, posterior mean"] = dataclasses.replace(plain, mean="posterior")
+    made["ema parameters, relative"] = dataclasses.replace(plain, moments="ema", level="parameters", relative=True)
+    return made
+
+
+class Setting(NamedTuple):
+    """One program: a row's method with its knob set, an optimizer, and the learning rates to try."""
+
+    row: str
+    optimizer: str
+    knob: float
+    method: MethodConfig
+    rates: tuple[float, ...]
+
+
+def settings(row: str, method: MethodConfig, optimizer: str, num_examples: int) -> Iterator[Setting]:
+    """Yield the programs of a row: nine settings in all."""
+    rates = OPTIMIZERS[optimizer][1]
+    if not isinstance(method, BogcConfig):
+        between = tuple(rate * 3 ** (i / 3) for rate in rates for i in (-1, 0, 1))
+        yield Setting(row, optimizer, 0.0, method, between)
+        return
+    name, values = KNOBS[method.moments]
+    for value in values:
+        set_to = value * num_examples if name == "prior_precision" else value
+        yield Setting(row, optimizer, value, dataclasses.replace(method, **{name: set_to}), rates)
+
+
+# -- all rates and seeds at once -----------------------------------------------------------------------------------------
+
+
+class _RateState(NamedTuple):
+    rate: Array
+
+
+def scale_by_own_rate() -> optax.GradientTransformation:
+    """Scale updates by the learning rate in the state, so that runs of different rates are one vmapped program."""
+
+    def update(updates: Any, state: _RateState, params: Any = None) -> tuple[Any, _RateState]:
+        del params
+        return jax.tree.map(lambda u: state.rate * u, updates), state
+
+    return optax.GradientTransformation(lambda params: _RateState(jnp.ones(())), update)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatedConfig(OptimizerConfig):
+    """Another optimizer at rate 1, and the learning rate in the state."""
+
+    name: str = "rated"
+    inner: OptimizerConfig
+
+    def build(self, total_steps: int) -> optax.GradientTransformation:
+        """Make the optimizer, then the rate."""
+        return optax.chain(self.inner.build(total_steps), scale_by_own_rate())
+
+
+def take_together(config: Config, splits: Splits, rates: tuple[float, ...], seeds: int) -> list[Record]:
+    """Train every (rate, seed) in one program; return their records."""
+    experiment = build_experiment(config, splits)
+    training = experiment.training
+    inference, size = training.inference, config.train.batch_size
+    train = gather(splits.train, np.arange(len(splits.train)))
+    per_epoch, epochs = math.ceil(len(splits.train) / size), round(config.train.epochs)
+    runs = [(rate, seed) for rate in rates for seed in range(seeds)]
+
+    def start(rate: float, seed: int) -> Any:
+        own = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
+        made = dataclasses.replace(experiment, config=own).initial_state()
+        combiner, (optimizer, _) = made.opt_state
+        return made.replace(opt_state=(combiner, (optimizer, _RateState(jnp.float32(rate)))))
+
+    state = jax.tree.map(lambda *x: jnp.stack(x), *(start(*run) for run in runs))
+
+    @partial(jax.jit, donate_argnums=0)
+    def epoch(state: Any, indices: Array, data: Batch) -> Any:
+        def step(state: Any, chosen: Array) -> tuple[Any, None]:
+            batch = jax.tree.map(lambda x: x[chosen], data)
+            return train_step(training, state, batch)[0], None
+
+        return jax.vmap(lambda s, i: jax.lax.scan(step, s, i)[0])(state, indices)
+
+    @jax.jit
+    def evaluate(state: Any, data: Batch) -> Any:
+        def one(state: Any) -> Any:
+            variables = {"params": state.params, **state.model_state}
+            outputs: Any = inference.model.apply(variables, prepare(inference, data.inputs))
+            told = {}
+            for name, logits in outputs.by_objective.items():
+                told[f"{name}/accuracy"] = jnp.mean(jnp.argmax(logits, -1) == data.label)
+                told[f"{name}/nll"] = jnp.mean(example_losses(inference.task, logits, data.label))
+            return told
+
+        return jax.vmap(one)(state)
+
+    refresh, whole = experiment.refresh, [gather(splits.train, part) for part in _parts(splits.train)]
+
+    if refresh is not None and refresh.every % per_epoch:
+        raise ValueError("refresh_epochs must be whole: passes are taken between epochs here")
+
+    @jax.jit
+    @jax.vmap
+    def renewed(state: Any) -> Any:
+        assert refresh is not None
+        variables = {"params": state.params, **state.model_state}
+        carry = refresh.start(state.opt_state[0])
+        for part in whole:
+            outputs = inference.model.apply(variables, prepare(inference, part.inputs))
+            carry = refresh.add(carry, outputs, part.label, part.weight)
+        combiner = refresh.finish(carry, state.opt_state[0])
+        return state.replace(opt_state=(combiner, *state.opt_state[1:]))
+
+    history: dict[str, list[Any]] = {"validation": [], "test": []}
+    for e in range(epochs):
+        if refresh is not None and e * per_epoch % refresh.every == 0:
+            state = renewed(state)
+        steps = range(e * per_epoch, (e + 1) * per_epoch)
+        streams = [[batch_indices(seed, t, len(splits.train), size) for t in steps] for seed in range(seeds)]
+        indices = np.stack([streams[seed] for _, seed in runs])
+        state = epoch(state, indices, train)
+        for split, data in (("validation", splits.validation), ("test", splits.test)):
+            history[split].append(jax.device_get(evaluate(state, gather(data, np.arange(len(data))))))
+    told = jax.device_get(getattr(state.opt_state[0], "diagnostics", {}))
+    records = []
+    for i, (rate, seed) in enumerate(runs):
+        scores = [at["fusion/accuracy"][i] for at in history["validation"]]
+        best = int(np.argmax(scores))  # the first among equals, as the trainer chooses
+        at_best = {split: {k: float(v[i]) for k, v in history[split][best].items()} for split in history}
+        at_best["validation"]["score/fusion"] = at_best["validation"]["fusion/accuracy"]
+        diagnostics = {k: float(v[i]) for k, v in told.items()}
+        records.append({"rate": rate, "seed": seed, "epoch": best + 1, "told": diagnostics} | at_best)
+    return records
+
+
+def _parts(data: Dataset, size: int = 512) -> list[np.ndarray]:
+    return np.array_split(np.arange(len(data)), math.ceil(len(data) / size))
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------------
+
+
+class Results:
+    """What was run, by row and optimizer."""
+
+    def __init__(self, log: Path):
+        self._log = log
+        self._done: dict[tuple[str, str, float, float, int], Record] = {}
+        for line in log.read_text().splitlines() if log.exists() else []:
+            self._keep(json.loads(line))
+
+    def _keep(self, record: Record) -> None:
+        key = (record["row"], record["optimizer"], record["knob"], round(record["rate"], 9), record["seed"])
+        self._done[key] = record
+
+    def has(self, setting: Setting, rate: float, seed: int) -> bool:
+        """Return whether this run was taken."""
+        return (setting.row, setting.optimizer, setting.knob, round(rate, 9), seed) in self._done
+
+    def add(self, setting: Setting, records: list[Record]) -> None:
+        """Keep records and write them down."""
+        with self._log.open("a") as stream:
+            for record in records:
+                whole = {"row": setting.row, "optimizer": setting.optimizer, "knob": setting.knob} | record
+                self._keep(whole)
+                stream.write(json.dumps(whole) + "\n")
+
+    def chosen(self, row: str, optimizer: str, seeds: int) -> list[Record] | None:
+        """Return the records, by seed, of the setting that is best on validation; None where seeds are missing."""
+        by_setting: dict[tuple[float, float], dict[int, Record]] = {}
+        for (r, o, knob, rate, seed), record in self._done.items():
+            if (r, o) == (row, optimizer) and seed < seeds:
+                by_setting.setdefault((knob, rate), {})[seed] = record
+        complete = [found for found in by_setting.values() if len(found) == seeds]
+        if not complete:
+            return None
+        best = max(complete, key=lambda found: np.mean([r["validation"]["score/fusion"] for r in found.values()]))
+        return [best[seed] for seed in range(seeds)]
+
+
+def report(results: Results, names: list[str], optimizers: list[str], modalities: tuple[str, ...], seeds: int) -> None:
+    """Print the tables."""
+    console = Console(width=150)
+
+    def column(records: list[Record], key: str) -> np.ndarray:
+        return np.array([record["test"][key] for record in records])
+
+    for optimizer in optimizers:
+        found = {name: results.chosen(name, optimizer, seeds) for name in names}
+        table = Table(
+            title=f"{optimizer}: test accuracy, %, mean ± 95 % interval over {seeds} seeds; paired differences in points"
+        )
+        headings = (
+            "",
+            "rate",
+            "knob",
+            "fusion",
+            "fusion NLL",
+            *(f"{m} head" for m in modalities),
+            "- uniform",
+            "- joint",
+        )
+        for heading in headings:
+            table.add_column(heading, justify="left" if not heading else "right")
+        for name, records in found.items():
+            if records is None:
+                continue
+            accuracy = column(records, "fusion/accuracy")
+            differences = []
+            for control in ("uniform", "joint"):
+                other = found.get(control)
+                same = other is None or name == control
+                differences.append(
+                    "" if same or other is None else text(accuracy - column(other, "fusion/accuracy"), digits=2)
+                )
+            table.add_row(
+                name, f"{records[0]['rate']:.3g}", f"{records[0]['knob']:g}" if records[0]["knob"] else "",
+                text(accuracy, digits=2), text(column(records, "fusion/nll"), 1, 3),
+                *(text(column(records, f"{m}/accuracy"), digits=1) for m in modalities), *differences,
+            )  # fmt: skip
+        console.print(table)
+
+
+def main() -> None:
+    """Train what is missing and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=sorted(rows()), default=list(rows()))
+    parser.add_argument("--optimizers", nargs="+", choices=sorted(OPTIMIZERS), default=list(OPTIMIZERS))
+    parser.add_argument("--sequential", action="store_true")
+    parser.add_argument("--report", action="store_true")
+    options, rest = parser.parse_known_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    config = override(mmjax.load_config(options.config), rest)
+    splits = config.data.load()
+    results = Results(options.out / "runs.jsonl")
+    for optimizer in options.optimizers if not options.report else ():
+        for row in options.only:
+            for setting in settings(row, rows()[row], optimizer, len(splits.train)):
+                missing = [
+                    (rate, s)
+                    for rate in setting.rates
+                    for s in range(options.seeds)
+                    if not results.has(setting, rate, s)
+                ]
+                if not missing:
+                    continue
+                inner = dataclasses.replace(OPTIMIZERS[optimizer][0], schedule=config.optimizer.schedule)
+                made = dataclasses.replace(
+                    config,
+                    method=setting.method,
+                    optimizer=inner if options.sequential else RatedConfig(inner=inner),
+                    train=dataclasses.replace(config.train, select="score", monitor_every=0, devices=1),
+                )
+                if options.sequential:
+                    for rate, seed in missing:
+                        record = {"rate": rate, "seed": seed} | take(made, splits, rate, seed, None)
+                        results.add(setting, [record])
+                else:
+                    results.add(setting, take_together(made, splits, setting.rates, options.seeds))
+                print(f"{optimizer}: {row}, knob {setting.knob:g} done", flush=True)
+    report(results, list(options.only), list(options.optimizers), splits.train.modalities, options.seeds)
+
+
+if __name__ == "__main__":
+    main()
