@@ -163,7 +163,7 @@ def _modulating(
         check_room(state.record, k)
         active = check_active(active, k)
         here = jnp.ones(k, bool) if active is None else active
-        updates = weighted_sum(grads, here.astype(jnp.float32), active)
+        updates = weighted_sum(_in_float32(grads), here.astype(jnp.float32), active)
         factors = jnp.ones(k, jnp.float32)
         if k > 1:
             _check_arguments(method, unimodal_logits, labels, groups, k)
@@ -176,10 +176,19 @@ def _modulating(
             stir = present & in_window & (jnp.sum(present) > 1)
             draw = check_key(key, method) if noise else None
             updates = _scaled(updates, groups, sorted(unimodal_logits), factors[1:], stir, draw, 4 if conv_only else 2)
+        if not isinstance(grads, ObjectiveGrads):
+            updates = jax.tree.map(lambda u, g: u.astype(g.dtype), updates, grads)
         new_state = OgmState(optax.safe_increment(state.count), recorded(state.record, jnp.where(here, factors, 0.0)))
         return updates, new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _in_float32(grads: ObjectiveGrads | PyTree) -> ObjectiveGrads | PyTree:
+    """Return stacked gradients of half precision in float32: their sum is to be rounded once, after the modulation."""
+    if isinstance(grads, ObjectiveGrads):
+        return grads
+    return jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), grads)
 
 
 def _scores(unimodal_logits: Mapping[str, Array], labels: Array, axis_name: str | None) -> Array:
