@@ -40,7 +40,7 @@ from mmjax.data import Batch, Dataset, Splits, batch_indices, gather
 from mmjax.losses import example_losses
 from mmjax.optim import BogcConfig, JointConfig, UniformConfig
 from mmjax.overrides import override
-from mmjax.train.experiment import build_experiment
+from mmjax.train.experiment import build_classifier
 from mmjax.train.optimizer import AdamConfig, SGDConfig
 from mmjax.train.step import prepare, train_step
 
@@ -134,7 +134,7 @@ class RatedConfig(OptimizerConfig):
 
 def take_together(config: Config, splits: Splits, rates: tuple[float, ...], seeds: int) -> list[Record]:
     """Train every (rate, seed) in one program; return their records."""
-    experiment = build_experiment(config, splits)
+    experiment = build_classifier(config, splits)
     training = experiment.training
     inference, size = training.inference, config.train.batch_size
     train = gather(splits.train, np.arange(len(splits.train)))

@@ -64,8 +64,8 @@ def dwa(
     check_positive("temperature", temperature)
 
     def remember(room: int) -> DwaMemory:
-        zeros = jnp.zeros(room, jnp.float32)
-        return DwaMemory(jnp.zeros((), jnp.int32), nothing_seen(room), zeros, zeros, jnp.zeros(room, jnp.int32))
+        last, before = jnp.zeros((2, room), jnp.float32)  # two arrays: one cannot be donated twice
+        return DwaMemory(jnp.zeros((), jnp.int32), nothing_seen(room), last, before, jnp.zeros(room, jnp.int32))
 
     def weigh(memory: DwaMemory, observed: Observed) -> tuple[Array, DwaMemory]:
         comparable = (memory.windows >= 2) & (memory.before > 0)

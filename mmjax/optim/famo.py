@@ -71,8 +71,8 @@ def famo(
     check_at_least("decay", decay, 0)
 
     def remember(room: int) -> FamoMemory:
-        zeros = jnp.zeros(room, jnp.float32)
-        return FamoMemory(zeros, adam_memory(room), zeros, jnp.zeros(room, bool))
+        logits, log_values = jnp.zeros((2, room), jnp.float32)  # two arrays: one cannot be donated twice
+        return FamoMemory(logits, adam_memory(room), log_values, jnp.zeros(room, bool))
 
     def weigh(memory: FamoMemory, observed: Observed) -> tuple[Array, FamoMemory]:
         values = jnp.maximum(observed.values, LOSS_FLOOR)

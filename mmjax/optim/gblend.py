@@ -93,8 +93,9 @@ def gblend(
     check_positive("floor", floor)
 
     def remember(room: int) -> GBlendMemory:
-        zeros, ones = jnp.zeros(room, jnp.float32), jnp.ones(room, jnp.float32)
-        return GBlendMemory(jnp.zeros((), jnp.int32), nothing_seen(room), zeros, zeros, jnp.zeros(room, bool), ones)
+        train, validation = jnp.zeros((2, room), jnp.float32)  # two arrays: one cannot be donated twice
+        known, weights = jnp.zeros(room, bool), jnp.ones(room, jnp.float32)
+        return GBlendMemory(jnp.zeros((), jnp.int32), nothing_seen(room), train, validation, known, weights)
 
     def weigh(memory: GBlendMemory, observed: Observed) -> tuple[Array, GBlendMemory]:
         validation = _validation_values(observed)

@@ -66,7 +66,7 @@ def check_combiner(
     promises: see `mmjax.optim.Promise`.
     num_objectives: numbers K of objectives to try.
     forms: forms of gradients that it takes; leave one out if it does not.
-    random: whether it draws from the extra argument `key`; it is then compared in the mean over 2048 keys.
+    random: whether it draws from the extra argument `key`; it is then compared in the mean over 1024 keys.
     extra: Problem -> further extra arguments (arrays), over those that every update is given here: values, active,
       touching, groups, labels, unimodal_logits, last_layer, key.
     only: names of the properties to check; None: all.
