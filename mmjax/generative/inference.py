@@ -55,6 +55,10 @@ class Rounds(ABC):
         """Take one round."""
         return self.encode(self.decode(hidden))
 
+    def run(self, n_steps: int, *, backprop_steps: int | None = None) -> Array:
+        """Return the hidden units' mean after `n_steps` rounds, for training; see `iterate`."""
+        return iterate(self.step, self.start, n_steps, backprop_steps=backprop_steps)
+
 
 class Recurrent(Protocol):
     """A model with hidden units over the inputs of all modalities: `MRBM`, `MDRNN`."""

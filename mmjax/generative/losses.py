@@ -17,7 +17,6 @@ from jax.scipy.special import logsumexp
 
 from mmjax.generative.inference import Recurrent, Visibility
 from mmjax.generative.mrbm import MRBM, MRBMParams
-from mmjax.generative.recurrence import iterate
 from mmjax.generative.visible import reconstruction_loss
 
 
@@ -167,7 +166,7 @@ def _direction(
     values = {m: inputs[m] for m in model.missing((given,))}
     visibility = Visibility(draw_mask(key, values, keep_max), values) if keep_max else None
     rounds = model.rounds(params, {given: inputs[given]}, visibility)
-    activation = rounds.activation(iterate(rounds.step, rounds.start, n_steps, backprop_steps=backprop_steps))
+    activation = rounds.activation(rounds.run(n_steps, backprop_steps=backprop_steps))
     losses = {m: reconstruction_loss(model.visible[m], activation[m], v) for m, v in values.items()}
     if visibility is not None:
         losses = {m: jnp.where(visibility.mask[m], 0.0, loss) for m, loss in losses.items()}

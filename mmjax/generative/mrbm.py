@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from mmjax.generative.inference import Rounds, Visibility
+from mmjax.generative.recurrence import check_rounds
+from mmjax.generative.unrolled import Clamped, Network, unrolled
 from mmjax.generative.visible import VisibleKind, check_kind, sample_bernoulli, sample_visible, visible_energy
 
 
@@ -181,6 +183,19 @@ class MRBMRounds(Rounds):
             drive = drive + model.drive(params, {m: visibility.mask[m] * visibility.values[m] for m in self.missing})
             seen = seen + sum(jnp.sum(visibility.mask[m], axis=-1, keepdims=True) for m in self.missing)
         self.start = jax.nn.sigmoid(params.hidden_bias + (total / seen) * drive)
+
+    def run(self, n_steps: int, *, backprop_steps: int | None = None) -> Array:
+        """Return the hidden units' mean after `n_steps` rounds, differentiable in reverse (see `unrolled`)."""
+        check_rounds(n_steps, backprop_steps)
+        kinds = tuple((m, self.visible[m]) for m in self.missing)
+        weights = {m: self.params.weights[m] for m in self.missing}
+        bias = {m: self.params.visible_bias[m] for m in self.missing}
+        network = Network(weights, bias, self.given)
+        clamped = Clamped({}, {}) if self.visibility is None else Clamped(*self.visibility)
+        hidden, with_gradient = self.start, n_steps if backprop_steps is None else min(backprop_steps, n_steps)
+        if with_gradient < n_steps:
+            hidden = jax.lax.stop_gradient(unrolled(kinds, n_steps - with_gradient, network, clamped, hidden))
+        return unrolled(kinds, with_gradient, network, clamped, hidden)
 
     def activation(self, hidden: Array) -> dict[str, Array]:
         """Return b_m + W_m h of every missing modality."""

@@ -15,6 +15,7 @@ from generative.exact import directional, finite_difference, joint_table, minimi
 from mmjax.generative import (
     MRBM,
     RBM,
+    Rounds,
     Visibility,
     cd_percloss,
     check_inputs,
@@ -28,6 +29,7 @@ from mmjax.generative import (
     persistent_contrastive_divergence,
     sparsity_penalty,
 )
+from mmjax.generative.mrbm import MRBMRounds
 
 MODEL = MRBM({"x": "binary", "y": "binary"}, num_hidden=3)
 SIZES = {"x": 3, "y": 2}
@@ -197,12 +199,13 @@ def test_8_without_weights_the_reconstruction_is_the_bias(params, data):
         np.testing.assert_allclose(y, np.tile(sigmoid(params.visible_bias["y"]), (6, 1)), rtol=1e-12)
 
 
-def test_multi_prediction_is_the_cross_entropy_of_the_hidden_entries(params, data):
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_multi_prediction_is_the_cross_entropy_of_the_hidden_entries(rounds, params, data):
     """n_steps rounds by hand, with the masks that the loss draws."""
     from mmjax.generative.losses import draw_mask
 
     key = jax.random.key(9)
-    found = multi_prediction(MODEL, params, data, key, n_steps=2, keep_max=1.0)
+    found = multi_prediction(MODEL, params, data, key, n_steps=rounds, keep_max=1.0)
     w, b, c = params.weights, params.visible_bias, params.hidden_bias
     for (given, other), k in zip((("x", "y"), ("y", "x")), jax.random.split(key, 2), strict=True):
         mask = np.asarray(draw_mask(k, {other: data[other]}, 1.0)[other])
@@ -210,12 +213,25 @@ def test_multi_prediction_is_the_cross_entropy_of_the_hidden_entries(params, dat
         g, t = np.asarray(data[given]), np.asarray(data[other])
         seen = g.shape[1] + mask.sum(1, keepdims=True)
         h = sigmoid(c + (5 / seen) * (g @ w[given] + (mask * t) @ w[other]))
-        for _ in range(2):
+        for _ in range(rounds):
             y = np.where(mask, t, sigmoid(h @ w[other].T + b[other]))
             h = sigmoid(g @ w[given] + y @ w[other] + c)
         p = sigmoid(h @ w[other].T + b[other])
         entropy = -(t * np.log(p) + (1 - t) * np.log(1 - p))
         np.testing.assert_allclose(found[given], (entropy * ~mask).sum(1).mean(), rtol=1e-12)
+
+
+def scanned(params, data, backprop_steps):
+    """The loss of `test_gradients_of_multi_prediction` through a plain scan, differentiated by JAX."""
+    run = MRBMRounds.run
+    try:
+        MRBMRounds.run = Rounds.run
+        found = multi_prediction(
+            MODEL, params, data, jax.random.key(0), n_steps=3, keep_max=0.5, backprop_steps=backprop_steps
+        )
+    finally:
+        MRBMRounds.run = run
+    return sum(found.values())
 
 
 def test_gradients_of_multi_prediction(params, data):
@@ -233,6 +249,9 @@ def test_gradients_of_multi_prediction(params, data):
     close(jax.grad(loss)(params, 3), grad, rtol=1e-12)
     short = jax.grad(loss)(params, 1)
     assert not np.allclose(short.weights["x"], grad.weights["x"], rtol=1e-3)
+    plain = jax.jit(jax.grad(scanned), static_argnums=2)
+    for steps, ours in ((None, grad), (1, short)):
+        close(ours, plain(params, data, steps), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(loss(params, 1), loss(params), rtol=1e-12)  # it changes the gradient alone
 
 
@@ -258,6 +277,14 @@ def test_gaussian_directions_predict_by_squared_error():
     found = multi_prediction(model, params, inputs, jax.random.key(0), n_steps=1, keep_max=0.0)["tags"]
     guess = infer(model, params, {"tags": inputs["tags"]}, 1).inputs["real"]
     np.testing.assert_allclose(found, 0.5 * ((inputs["real"] - guess) ** 2).sum(1).mean(), rtol=1e-12)
+
+    @jax.jit
+    def loss(p):
+        return sum(multi_prediction(model, p, inputs, jax.random.key(0), n_steps=2, keep_max=0.5).values())
+
+    direction = random_params(jax.random.key(5), model, {"real": 2, "tags": 3})
+    numeric = finite_difference(loss, params, direction)
+    np.testing.assert_allclose(directional(jax.jit(jax.grad(loss))(params), direction), numeric, rtol=1e-7)
 
 
 def test_multi_prediction_fits_the_pure_conditional():
