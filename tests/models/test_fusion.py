@@ -14,7 +14,7 @@ from mmjax.bayes import combine_opinions, expected_probability, opinion
 from mmjax.data import Task
 from mmjax.evaluation.metrics import late_fusion, probabilities
 from mmjax.models import FUSIONS, Head, MultiModal
-from mmjax.models.fusion.inputs import FillAbsent, check_present
+from mmjax.models.fusion.inputs import FillAbsent, check_present, prepare
 
 OPTIONS = {
     "concat": {"hidden": (6,)},
@@ -419,7 +419,7 @@ def test_mistakes_are_named():
         with pytest.raises(ValueError, match=r"exactly 2 modalities, got 3: \['a', 'b', 'c'\]"):
             init(kind, three)
     with pytest.raises(ValueError, match=r"features of 'c' must be \[5, D\] or \[5, T, D\], got \(5, 2, 2, 1\)"):
-        init("concat", three | {"c": jnp.ones((5, 2, 2, 1))})
+        prepare(three | {"c": jnp.ones((5, 2, 2, 1))}, None)
     with pytest.raises(ValueError, match=r"present must be bool \[5, 3\].*got bool \(5, 2\)"):
         init("sum", three, jnp.ones((5, 2), bool))
     with pytest.raises(ValueError, match="example 1 without any modality"):
