@@ -5,7 +5,9 @@
 Every row has the same budget: the same three learning rates, the one with the best mean validation accuracy of the
 fusion over the tuning seeds (the first of the seeds) is kept, and only its test figures are shown. Each modality alone
 trains twice as long, so that nobody can say it was stopped early; "best on validation" ends every run. Runs that are in
-FOLDER already are not taken again. Other options are those of `mmjax train`.
+FOLDER already are not taken again; it belongs to one configuration. Other options are those of `mmjax train`: those of
+the method go to that method's row (the others have their defaults), and seed, learning rate, what "best" means, devices
+and the monitoring are this script's own.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from mmjax.evaluation.metrics import late_fusion, task_metrics
 from mmjax.models import ConcatConfig
 from mmjax.optim import JointConfig, MimoConfig, UniformConfig
 from mmjax.overrides import override
+from mmjax.train.journal import open_workdir
 from mmjax.train.observer import Observer
 
 METHODS = {"joint": JointConfig(), "uniform": UniformConfig(), "mimo": MimoConfig()}
@@ -100,13 +103,14 @@ def main() -> None:
     parser.add_argument("--tuning-seeds", type=int, default=5, help="how many of the seeds choose the learning rate")
     parser.add_argument("--rates", type=float, nargs=3, default=(3e-4, 1e-3, 3e-3), metavar="RATE")
     options, rest = parser.parse_known_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     console = Console(width=110)
     config = override(mmjax.load_config(options.config), rest)
+    open_workdir(options.out, config)
     splits = config.data.load()
     modalities = splits.train.modalities
     rows = {f"{m} alone": alone(config, m) for m in modalities}
-    rows |= {name: dataclasses.replace(config, method=method) for name, method in METHODS.items()}
+    methods = METHODS | ({config.method.name: config.method} if config.method.name in METHODS else {})
+    rows |= {name: dataclasses.replace(config, method=method) for name, method in methods.items()}
 
     log = options.out / "runs.jsonl"
     done: dict[tuple[str, float, int], Record] = {}

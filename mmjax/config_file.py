@@ -12,15 +12,37 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import re
 import sys
+import traceback
 import types
 import typing
 from pathlib import Path
 from typing import Any
 
-from mmjax.config import Config
+from mmjax.config import (
+    Config,
+    DataConfig,
+    EncoderConfig,
+    FusionConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 
 _PREFIX = "_mmjax_config_"
+_SECTIONS = (
+    DataConfig,
+    EncoderConfig,
+    FusionConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 
 
 def load_config(path: str | Path) -> Config:
@@ -28,21 +50,56 @@ def load_config(path: str | Path) -> Config:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: the file has no `get_config`, or it returns something else than a `Config`; unknown fields in JSON.
+      ValueError: the file has no `get_config`, or it returns something else than a `Config`; a field that its section
+        does not have (the nearest is named), a mistyped name, a syntax error, broken JSON.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such configuration file: {path}")
-    if path.suffix == ".json":
-        config = from_json(json.loads(path.read_text()))
-    else:
-        module = _load_module(path)
-        if not callable(getattr(module, "get_config", None)):
-            raise ValueError(f"{path} has no function get_config() that returns a mmjax.Config")
-        config = module.get_config()
+    config = from_json(read_json(path)) if path.suffix == ".json" else _from_python(path)
     if not isinstance(config, Config):
         raise ValueError(f"{path}: expected a mmjax.Config, got {type(config).__name__}")
     return config
+
+
+def _from_python(path: Path) -> Any:
+    try:
+        module = _load_module(path)
+        if not callable(getattr(module, "get_config", None)):
+            raise ValueError(f"{path} has no function get_config() that returns a mmjax.Config")
+        return module.get_config()
+    except SyntaxError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except (TypeError, NameError, AttributeError) as error:  # what a mistyped field, class or module gives
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path.resolve())
+        ]
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        raise ValueError(f"{where}: {error}{_nearest_field(error)}") from error
+
+
+def _nearest_field(error: Exception) -> str:
+    """Say which field a keyword that a dataclass does not have was meant to be; nothing of other errors."""
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if found is None:
+        return ""
+    name, keyword = found.groups()
+    sections = [Config, *(cls for base in _SECTIONS for cls in (base, *_subclasses(base)))]
+    known = [f.name for cls in sections if cls.__name__ == name for f in dataclasses.fields(cls)]
+    nearest = difflib.get_close_matches(keyword, known, 1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else f"; it has {', '.join(known)}" if known else ""
+
+
+def _subclasses(base: type[Any]) -> list[type[Any]]:
+    return [cls for direct in base.__subclasses__() for cls in (direct, *_subclasses(direct))]
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds. Raises ValueError that names the file where it is no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not whole JSON: {error}") from error
 
 
 def _load_module(path: Path) -> types.ModuleType:
@@ -124,4 +181,7 @@ def _dataclass_from(node: dict[str, Any]) -> Any:
         values[key] = from_json(value)
         if typing.get_origin(hints.get(key)) is list:
             values[key] = list(values[key])
-    return cls(**values)
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ValueError(f"{node['type']}: {error}") from error

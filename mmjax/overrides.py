@@ -197,7 +197,7 @@ def _check_names(config: Config, arguments: Sequence[str]) -> None:
     for argument in filter(_is_option, arguments):
         option = _option(_path(argument))
         if option not in known:
-            near = difflib.get_close_matches(option, known, 1, cutoff=0.5)
+            near = difflib.get_close_matches(option, (*known, "workdir"), 1, cutoff=0.5)
             raise ValueError(
                 f"unknown option --{option}"
                 + (f"; did you mean --{near[0]}?" if near else "; --help shows every field")

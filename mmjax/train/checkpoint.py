@@ -24,16 +24,23 @@ class Checkpoints:
     def __init__(self, folder: Path):
         # the one before the newest is kept too: a kill may strike while the newest replaces it
         self._last = ocp.CheckpointManager(folder / "last", options=ocp.CheckpointManagerOptions(max_to_keep=2))
-        self._best = ocp.CheckpointManager(folder / "best", options=ocp.CheckpointManagerOptions(max_to_keep=2))
+        self._best = ocp.CheckpointManager(folder / "best")
+        self._named: tuple[int, ...] = ()  # the best steps that the two last checkpoints need when they are restored
 
     def save_last(self, state: TrainState, loop: Mapping[str, Any]) -> None:
-        """Save everything a run needs to go on from this step. loop: plain JSON values."""
+        """Save everything a run needs to go on from this step. loop: plain JSON values, "best_step" among them."""
+        self._best.wait_until_finished()  # a checkpoint must not be whole before the best model that it names
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), loop=ocp.args.JsonSave(dict(loop)))
         self._save(self._last, int(state.step), args)
+        self._named = (*self._named[-1:], loop["best_step"])
 
     def save_best(self, step: int, variables: PyTree) -> None:
         """Save the variables of the best model so far."""
         self._save(self._best, step, ocp.args.Composite(variables=ocp.args.StandardSave(variables)))
+        # the newest is still being written, and the one before it is what there is until then
+        for old in sorted(self._best.all_steps())[:-2]:
+            if old not in self._named:
+                self._best.delete(old)
 
     @staticmethod
     def _save(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite) -> None:
@@ -53,6 +60,7 @@ class Checkpoints:
         """Return the newest state, placed as `like` is, and the loop's bookkeeping."""
         args = ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(like)), loop=ocp.args.JsonRestore())
         restored = self._last.restore(self._last.latest_step(), args=args)
+        self._named = (restored["loop"]["best_step"],)
         return restored["state"], restored["loop"]
 
     def restore_best(self, like: PyTree, step: int | None = None) -> PyTree:

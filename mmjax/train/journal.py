@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from mmjax.config import Config
-from mmjax.config_file import from_json, to_json
+from mmjax.config_file import from_json, read_json, to_json
 
 CONFIG, ENVIRONMENT, METRICS, CHECKPOINTS = "config.json", "environment.json", "metrics.jsonl", "checkpoints"
 
@@ -38,7 +38,7 @@ def open_workdir(workdir: Path, config: Config) -> None:
     path = workdir / CONFIG
     wanted = to_json(config)
     if path.exists():
-        difference = first_difference(json.loads(path.read_text()), json.loads(json.dumps(wanted)), "")
+        difference = first_difference(read_json(path), json.loads(json.dumps(wanted)), "")
         if difference is not None:
             field, there, here = difference
             raise ValueError(
@@ -55,7 +55,7 @@ def read_config(workdir: Path) -> Config:
     path = workdir / CONFIG
     if not path.exists():
         raise FileNotFoundError(f"{workdir} is not a work folder of a run: it has no {CONFIG}")
-    return from_json(json.loads(path.read_text()))
+    return from_json(read_json(path))
 
 
 def describe_environment() -> Row:

@@ -208,8 +208,10 @@ class _Loop:
         pending, first_bad, told = experiment.route.read((self.pending, state.first_bad, told))
         measured = experiment.route.read([values for _, values in self.measured])
         seconds = time.perf_counter() - window_started
+        bad = np.where(first_bad >= 0, first_bad, np.iinfo(np.int32).max)
         for (step, _), values in zip(self.measured, measured, strict=True):
-            self._row({"step": step, "kind": "gradients"} | {k: float(v) for k, v in values.items()})
+            if step < bad.min():
+                self._row({"step": step, "kind": "gradients"} | {k: float(v) for k, v in values.items()})
         values = np.stack([m.values for m in pending]).mean(axis=0, dtype=np.float64)
         weights = np.stack([m.weights for m in pending]).mean(axis=0, dtype=np.float64)
         row: dict[str, Any] = {"step": done, "kind": "train"}
@@ -219,9 +221,8 @@ class _Loop:
         row["steps_per_second"] = len(pending) / seconds
         self.pending, self.measured = [], []
         if (first_bad >= 0).any():
-            happened = np.where(first_bad >= 0, first_bad, np.iinfo(np.int32).max)
-            worst = int(np.argmin(happened))  # the first in time, and among equals the first objective
-            raise NonFiniteError(int(happened[worst]), (*names, "update")[worst], self._last_checkpoint())
+            worst = int(np.argmin(bad))  # the first in time, and among equals the first objective
+            raise NonFiniteError(int(bad[worst]), (*names, "update")[worst], self._last_checkpoint())
         self._row(row)
 
     def _refresh(self, refresher: Refresher, state: TrainState) -> TrainState:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from mmjax.config_file import from_json, to_json
+from mmjax.config_file import from_json, read_json, to_json
 from mmjax.data import Dataset, Task
+from mmjax.train.journal import first_difference, write_whole
 
 FILE = "signature.json"
 
@@ -32,18 +34,30 @@ class Signature:
 
 
 def write_signature(folder: Path, train: Dataset) -> None:
-    """Write the signature of a model trained on `train`."""
+    """Write the signature of a model trained on `train`, or check that it is the one that the folder has.
+
+    Raises:
+      ValueError: the folder's run was trained on other data, as far as the signature tells (the statistics of
+        standardisation are part of it); the first field that differs is named.
+    """
     signature = {
         "task": to_json(train.task),
         "inputs": {
             m: {"shape": list(x.shape[1:]), "kind": x.dtype.kind, "preprocess": _node(train.preprocess.get(m))}
-            for m, x in train.inputs.items()
+            for m, x in sorted(train.inputs.items())
         },
     }
     path = folder / FILE
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(signature, indent=2))
-    temporary.replace(path)
+    if path.exists():
+        difference = first_difference(read_json(path), json.loads(json.dumps(signature)), "")
+        if difference is not None:
+            field, there, here = difference
+            raise ValueError(
+                f"work folder {folder} holds a run on other data: {field} is {reprlib.repr(there)} there and "
+                f"{reprlib.repr(here)} here; choose another --workdir, or the same data to resume"
+            )
+        return
+    write_whole(path, json.dumps(signature, indent=2))
 
 
 def _node(preprocess: Any) -> Any:
@@ -55,7 +69,7 @@ def read_signature(folder: Path) -> Signature:
     path = folder / FILE
     if not path.exists():
         raise FileNotFoundError(f"{folder} is not a work folder of a run: it has no {FILE}")
-    raw = json.loads(path.read_text())
+    raw = read_json(path)
     inputs = raw["inputs"]
     return Signature(
         task=from_json(raw["task"]),

@@ -124,6 +124,11 @@ def _gradients(training: Training, state: TrainState, batch: Batch) -> tuple[Arr
             key=jax.random.fold_in(key, 2),
         )
         losses, extra = training.rule(forward)
+        if set(losses) != set(outputs.by_objective):
+            raise ValueError(
+                f"a method's objectives must be those of the model, {sorted(outputs.by_objective)}; its rule returned "
+                f"{sorted(losses)}"
+            )
         return losses, _HeadAux(outputs, model_state, extra)
 
     compute = objective_grads(losses_fn, encode=encode, has_aux=True, batch_argnums=1, axis_name=training.axis_name)

@@ -147,6 +147,7 @@ def test_data_check(npz, tmp_path, capsys):
     (
         (["train", "nowhere.py"], "no such configuration file: nowhere.py"),
         (["train", "CONFIG", "--train.sed", "1"], "did you mean --train.seed?"),
+        (["train", "CONFIG", "--work-dir", "x"], "did you mean --workdir?"),
         (["train", "CONFIG", "--method.name", "mino"], "did you mean 'mimo'?"),
         (["train", "CONFIG", "--data.path", "gone.npz"], "gone.npz"),
         (
@@ -170,6 +171,34 @@ def test_mistakes_are_one_line_and_status_2(arguments, message, config, tmp_path
     assert message in error
     assert "Traceback" not in error
     assert not list(tmp_path.rglob("config.json"))  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    ("was", "instead", "message"),
+    (
+        ("epochs=4", "epoch=4", "line 17: TrainConfig.__init__() got an unexpected keyword argument 'epoch'; did you"),
+        ("width=8", "wide=8", "line 14: MLPConfig.__init__() got an unexpected keyword argument 'wide'; did you mean"),
+        ("MimoConfig()", "MinoConfig()", "line 15: name 'MinoConfig' is not defined"),
+        ("def get_config():", "def get_config(:", "small.py: invalid syntax (small.py, line 11)"),
+    ),
+)
+def test_a_mistake_in_a_configuration_file_is_named_with_its_line(was, instead, message, config, tmp_path, capsys):
+    text = config.read_text()
+    assert was in text
+    (tmp_path / "small.py").write_text(text.replace(was, instead))
+    assert main(["train", str(tmp_path / "small.py")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mmjax: error: ")
+    assert message in error
+
+
+def test_a_broken_json_configuration_is_named(workdir, tmp_path, capsys):
+    (tmp_path / "config.json").write_text((workdir / "config.json").read_text()[:100])
+    assert main(["train", str(tmp_path / "config.json")]) == 2
+    assert f"{tmp_path / 'config.json'} is not whole JSON" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text('{"type": "mmjax.config:Config"}')
+    assert main(["train", str(tmp_path / "config.json")]) == 2
+    assert "missing 3 required keyword-only arguments: 'data', 'method', and 'optimizer'" in capsys.readouterr().err
 
 
 def test_an_unwritable_work_folder(config, tmp_path, capsys):

@@ -190,6 +190,46 @@ def test_features_pulled_back_are_the_parameter_gradients(problem):
         tree_close(row, rows[k])
 
 
+def tied(p, b):
+    """One encoder for all modalities."""
+    return {m: jnp.tanh(x @ p["encoder"]["audio"]["kernel"]) for m, x in b["inputs"].items()}
+
+
+def partly_tied(p, b):
+    own = encode(p, b)
+    return {m: own[m] + own["audio"] for m in own}
+
+
+def without_parameters(p, b):
+    return encode(p, b) | {"image": b["inputs"]["image"][:, :4]}
+
+
+def crossed_heads(p, z, b):
+    """Features used by several heads, a parameter of an encoder in a head, one objective that reaches nothing."""
+    swapped = head_losses(p, {"audio": z["image"], "image": z["audio"]}, b)
+    decay = jnp.sum(p["encoder"]["image"]["kernel"] ** 2)
+    return head_losses(p, z, b) | {
+        "nothing": jnp.float32(2.0),
+        "other": swapped["audio"],
+        "zz": swapped["image"] + decay,
+    }
+
+
+@pytest.mark.parametrize(
+    ("encoder", "heads"),
+    [(encode, crossed_heads), (tied, head_losses), (partly_tied, head_losses), (without_parameters, crossed_heads)],
+)
+def test_objectives_share_a_backward_pass_only_where_they_cannot_mix(problem, encoder, heads):
+    params, batch, _ = problem
+    _, grads = mmjax.objective_grads(heads, encode=encoder)(params, batch)
+    rows = [jax.grad(lambda p, n=n: heads(p, encoder(p, batch), batch)[n])(params) for n in grads.names]
+    tree_close(grads.stacked(), jax.tree.map(lambda *g: jnp.stack(g), *rows))
+    pairs = grads.pairs()["encoder"]["audio"]["kernel"]
+    for k, name in enumerate(grads.names):
+        expected = rows[k]["encoder"]["audio"]["kernel"]
+        tree_close(pairs.get(name, jnp.zeros_like(expected)), expected)
+
+
 def test_last_layer_samples_are_pulled_back_one_by_one(problem):
     """γ = the true cotangent at the last layer's input must come back as the true cotangent at the features."""
     params, batch, _ = problem

@@ -87,6 +87,20 @@ def test_interrupted_and_resumed_is_the_straight_run_bit_for_bit(splits, tmp_pat
     assert read_rows(tmp_path / "resumed" / "metrics.jsonl") == rows[1]
 
 
+def test_the_best_model_that_a_checkpoint_names_outlives_the_better_ones_after_it(splits, tmp_path):
+    small = ModelConfig(encoders={m: MLPConfig(width=4, depth=1) for m in splits.train.modalities})
+    often = config(evaluate_every=1, checkpoint_every=4, epochs=2.5, monitor_every=0)
+    often = dataclasses.replace(often, model=small, method=UniformConfig(), optimizer=SGDConfig(learning_rate=0.01))
+    straight = fit(often, splits=splits)
+    with pytest.raises(KeyboardInterrupt):
+        fit(often, tmp_path, splits=splits, observer=_Interrupt(8))
+    saved = sorted(int(p.name) for p in (tmp_path / "checkpoints" / "best").iterdir())
+    assert 4 in saved and len([step for step in saved if step > 4]) >= 2  # else this shows nothing
+    resumed = fit(often, tmp_path, splits=splits)
+    assert digest(resumed.variables) == digest(straight.variables)
+    assert len(list((tmp_path / "checkpoints" / "best").iterdir())) <= 4  # they do not pile up
+
+
 def test_one_and_eight_devices_and_pmap_agree(splits):
     """DESIGN: SGD in float32 to 1e-5; the trajectory includes batch norm, dropout and validation."""
     one = fit(config(), splits=splits)
@@ -208,7 +222,7 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_good_checkpoint(tmp_path,
     inputs, label = arrays()
     data = from_arrays(inputs, label)
     poisoned = {m: np.array(data.train.inputs[m]) for m in data.train.modalities}
-    steps = config(parallel=parallel, batch_size=8, devices=8 if parallel == "pmap" else 1)
+    steps = config(parallel=parallel, batch_size=8, devices=8 if parallel == "pmap" else 1, monitor_every=1)
     seen = np.concatenate([batch_indices(0, t, len(data.train), 8) for t in range(8)])
     late = np.setdiff1d(np.arange(len(data.train)), seen)
     if not len(late):
@@ -222,6 +236,8 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_good_checkpoint(tmp_path,
     kept = sorted(int(p.name) for p in (tmp_path / "checkpoints" / "last").iterdir() if p.name.isdigit())
     assert kept == [] or kept[-1] <= first
     assert not any("NaN" in line for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    measured = [row["step"] for row in read_rows(tmp_path / "metrics.jsonl") if row["kind"] == "gradients"]
+    assert measured == list(range(first))
 
 
 def test_the_hot_loop_transfers_nothing_unasked(splits):
@@ -261,6 +277,19 @@ def test_a_work_folder_of_another_run_is_refused(splits, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot be written"):
         fit(config(), tmp_path / "file" / "below", splits=splits)
+
+
+def test_a_work_folder_of_other_data_is_refused_and_left_as_it_is(splits, tmp_path):
+    fit(config(epochs=1), tmp_path, splits=splits)
+    before = load(tmp_path).predict(arrays(n=3)[0])["fusion"]
+    with pytest.raises(
+        ValueError, match=r"holds a run on other data: inputs\.audio\.shape is \[3\] there and \[2\] here"
+    ):
+        inputs, label = arrays()
+        fit(config(epochs=1), tmp_path, splits=from_arrays(inputs | {"audio": inputs["audio"][:, :2]}, label))
+    with pytest.raises(ValueError, match=r"holds a run on other data: inputs\.audio\.preprocess\.mean"):
+        fit(config(epochs=1), tmp_path, splits=from_arrays(*arrays(seed=1)))
+    np.testing.assert_array_equal(load(tmp_path).predict(arrays(n=3)[0])["fusion"], before)
 
 
 def test_task_is_kept(tmp_path, splits):

@@ -156,3 +156,16 @@ def test_the_gradient_is_that_of_the_methods_own_objectives(splits):
     expected = jax.tree.map(lambda p, g: p - g, state.params, gradient)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), new.params, expected)
     np.testing.assert_allclose(new.opt_state[0].told, blind, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda losses: losses | {"more": losses["a"]}, lambda losses: {"fusion": losses["a"]}]
+)
+def test_objectives_other_than_the_models_are_refused(splits, change):
+    class Other(Counting):
+        def objectives(self, forward):
+            losses, extra = super().objectives(forward)
+            return Objectives(change(losses), extra)
+
+    with pytest.raises(ValueError, match=r"must be those of the model, \['a', 'b', 'fusion'\]; its rule returned"):
+        fit(replace(config(), method=Other()), splits=splits)
