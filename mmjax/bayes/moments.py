@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from mmjax.bayes.laplace import (
@@ -172,14 +171,13 @@ def ema(decay: float = 0.9) -> Estimator:
         for ids, rows, mean, variance in zip(
             gradients.objectives, gradients.rows, state.mean, state.variance, strict=True
         ):
-            index = np.asarray(ids)
-            g, m, v = gradients.over_examples(rows), mean[index], variance[index]
-            a, here = (as_rows(x[index], g) for x in (rate, given.active))
+            g, m, v = gradients.over_examples(rows), take_rows(mean, ids), take_rows(variance, ids)
+            a, here = (as_rows(take_rows(x, ids), g) for x in (rate, jnp.asarray(given.active)))
             delta = g - m
             m = jnp.where(here, m + a * delta, m)
             v = jnp.where(here, (1 - a) * (v + a * delta**2), v)
-            means.append(mean.at[index].set(m))
-            variances.append(variance.at[index].set(v))
+            means.append(put_rows(mean, ids, m))
+            variances.append(put_rows(variance, ids, v))
             moments.append(Moments(rows, v[:, None] if gradients.examples else v))
         return tuple(moments), EmaState(count, tuple(means), tuple(variances))
 
@@ -386,6 +384,17 @@ def _checked(given: Given, layers: Mapping[str, tuple[int, int]], likelihood: Li
                 f"last_layer[{name!r}] has inputs {inputs.shape} for a kernel {kernel.shape}: [B, D'] expected"
             )
     return replace(given, loss=loss, last_layer=jax.lax.stop_gradient(dict(given.last_layer)))
+
+
+def take_rows(x: Array, ids: Sequence[int], axis: int = 0) -> Array:
+    """Return the rows `ids` (static) of x along an axis; slices, which XLA drops where the row is not needed."""
+    return jnp.stack([jax.lax.index_in_dim(x, i, axis, keepdims=False) for i in ids], axis=axis)
+
+
+def put_rows(x: Array, ids: Sequence[int], rows: Array) -> Array:
+    """Return x [K, ...] with its rows `ids` (static) replaced."""
+    place = {k: row for row, k in enumerate(ids)}
+    return jnp.stack([rows[place[k]] if k in place else x[k] for k in range(x.shape[0])])
 
 
 def as_rows(x: Array, rows: Array) -> Array:

@@ -15,7 +15,7 @@ from jax import Array
 
 from mmjax.bayes import moments as bayes_moments
 from mmjax.bayes.evidence import Normalizer, calibrate, mean_where, precision_evidence
-from mmjax.bayes.moments import Estimator, Given, Gradients, Setting, as_rows, ema_rate
+from mmjax.bayes.moments import Estimator, Given, Gradients, Setting, as_rows, ema_rate, put_rows, take_rows
 from mmjax.config import Layout, MethodConfig, MethodContext
 from mmjax.method import Refresh
 from mmjax.objectives import LeafGradients, ObjectiveGrads, objective_names
@@ -184,13 +184,12 @@ def bogc(
         old, structure = jax.tree.flatten(state.squares)
         squares, combined, accounts = [], [], []
         for ids, estimate, before in zip(gradients.objectives, estimates, old, strict=True):
-            index = np.asarray(ids)
-            present = here[index]
+            present = take_rows(here, ids)
             mean = jnp.where(as_rows(present, estimate.mean), estimate.mean, 0)
             square = gradients.over_examples(mean**2)
-            s = before[index]
-            s = jnp.where(as_rows(present, s), s + as_rows(rate[index], s) * (square - s), s)
-            squares.append(before.at[index].set(s))
+            s = take_rows(before, ids)
+            s = jnp.where(as_rows(present, s), s + as_rows(take_rows(rate, ids), s) * (square - s), s)
+            squares.append(put_rows(before, ids, s))
             live = (s > 0) & as_rows(present, s)
             variance = estimate.variance / _mean_squares(s, live, estimate.variance) if relative else estimate.variance
             if gradients.examples:
@@ -280,7 +279,7 @@ def _at_features(grads: Any, layout: Layout | None, here: Array) -> _Located:
     def taken(tree: Mapping[str, Array], axis: int) -> tuple[Array, ...]:
         """Take from {m: [..., K, ...]} the objectives that reach m."""
         return tuple(
-            jnp.take(tree[m].astype(_wide(tree[m].dtype)), np.array(ids), axis=axis)
+            take_rows(tree[m].astype(_wide(tree[m].dtype)), ids, axis)
             for m, ids in zip(modalities, objectives, strict=True)
         )
 
