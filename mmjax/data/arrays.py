@@ -78,6 +78,7 @@ def from_arrays(
     label_names: tuple[str, ...] = (),
     images: Iterable[str] = (),
     standardize: bool = True,
+    raw: Iterable[str] = (),
     validation_fraction: float = 0.1,
     test_fraction: float = 0.2,
     split_seed: int = 0,
@@ -94,6 +95,7 @@ def from_arrays(
       deviation 1 over training. All numbers are treated alike, pixels and counts too, since a modality whose scale
       is off learns at another speed, and that imbalance would be the file's and not the data's. It is done in
       `preprocess`, so the arrays and later inputs stay raw.
+    raw: modalities that are not standardised all the same, such as tags of 0 and 1 for binary units.
 
     Warns (UserWarning) of classes that training lacks and of labels that look like another kind of task.
 
@@ -108,8 +110,12 @@ def from_arrays(
     inputs = {name: np.asarray(array) for name, array in inputs.items()}
     label = np.asarray(label)
     split = None if split is None else np.asarray(split)
-    images = set(images)
+    images, raw = set(images), set(raw)
     problems = array_problems(inputs, label, split, task=task, num_outputs=num_outputs, images=images)
+    problems += [
+        f"raw names {name!r}, which is not a modality ({', '.join(sorted(inputs))})"
+        for name in sorted(raw - set(inputs))
+    ]
     raise_problems("", problems)
     kind: TaskKind | None = infer_task(label) if task == "auto" else task
     assert kind is not None  # array_problems reports labels that leave it open
@@ -130,7 +136,7 @@ def from_arrays(
     preprocess: dict[str, Standardize] = {}
     for name, array in inputs.items():
         add_channel = array.ndim == 3 and (name in images or array.dtype == np.uint8)
-        if standardize:
+        if standardize and name not in raw:
             preprocess[name] = fit_standardize(array[training], add_channel=add_channel)
         elif add_channel:
             preprocess[name] = Standardize((0.0,), (1.0,), add_channel=True)
@@ -232,6 +238,8 @@ class Npz(DataConfig):
     """Modalities that are images [N, H, W] without a channel axis (uint8 arrays of that shape are taken so)."""
     standardize: bool = True
     """Give every feature mean 0 and standard deviation 1 over the training split."""
+    raw: tuple[str, ...] = ()
+    """Modalities that are not standardised all the same, such as tags of 0 and 1."""
     validation_fraction: float = 0.1
     """Share for validation where the file has no `split`; of training where `split` names no validation example."""
     test_fraction: float = 0.2
@@ -267,6 +275,7 @@ class Npz(DataConfig):
                 num_outputs=self.num_outputs,
                 images=self.images,
                 standardize=self.standardize,
+                raw=self.raw,
                 validation_fraction=self.validation_fraction,
                 test_fraction=self.test_fraction,
                 split_seed=self.split_seed,

@@ -193,6 +193,14 @@ def test_a_constant_feature_becomes_zero(value: float) -> None:
     assert np.all(fit_standardize(x)(x.astype(np.float32)) == 0.0)
 
 
+def test_some_modalities_can_stay_raw() -> None:
+    inputs = {"real": np.random.default_rng(0).normal(5.0, 2.0, (40, 3)), "tags": np.eye(40, 4)}
+    splits = from_arrays(inputs, np.arange(40) % 2, raw=("tags",))
+    assert sorted(splits.train.preprocess) == ["real"]
+    with pytest.raises(ValueError, match=r"raw names 'tag', which is not a modality \(real, tags\)"):
+        from_arrays(inputs, np.arange(40) % 2, raw=("tag",))
+
+
 def test_standardize_can_be_left_out_and_keeps_the_channel_axis() -> None:
     arrays = good()
     label = arrays.pop("label")
