@@ -1,4 +1,4 @@
-"""The command line: `mmjax train`, `evaluate`, `predict`, `data`, `methods`, `devices`.
+"""The command line: `mmjax train`, `evaluate`, `predict`, `theory`, `data`, `methods`, `devices`.
 
 Here are the effects and the words; the work is in the library. Exit status: 0; 1 when a run broke off on numbers that
 are not finite; 2 for anything that the caller can put right, told in one line; 130 after Ctrl-C.
@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from mmjax.commands import theory
 from mmjax.config import Config
 from mmjax.config_file import load_config
 from mmjax.data import SOURCES, avmnist, describe, read_inputs
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command is not _train:
+    if rest and options.command not in (_train, theory.run):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     options.rest = rest
     console = Console(highlight=False)
@@ -99,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("file", metavar="FILE.npz", type=Path)
     new.add_argument("--out", type=Path, help="file to write; default: predictions_FILE.npz in the work folder")
 
+    theory.add_theory(add)
     add("methods", _methods, "list the methods")
     add("devices", _devices, "list the devices that JAX sees")
 

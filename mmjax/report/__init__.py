@@ -5,6 +5,8 @@ from mmjax.report.events import EventsObserver, events_observer
 from mmjax.report.missing import filled_grid, rounds_plot, rounds_table, save_missing
 from mmjax.report.plots import curves, save_curves
 from mmjax.report.progress import ProgressObserver
+from mmjax.report.sweep_plots import heat_map, save_heat_map, save_sweep_curves, sweep_curves
+from mmjax.report.sweep_table import sweep_table
 from mmjax.report.table import print_results, results_table
 from mmjax.report.tee import Observers
 
@@ -17,11 +19,16 @@ __all__ = [
     "events_observer",
     "filled_grid",
     "has_calibration",
+    "heat_map",
     "print_results",
     "results_table",
     "rounds_plot",
     "rounds_table",
     "save_calibration",
     "save_curves",
+    "save_heat_map",
     "save_missing",
+    "save_sweep_curves",
+    "sweep_curves",
+    "sweep_table",
 ]

@@ -30,11 +30,11 @@ from mmjax.train.predictor import LATE_FUSION
 
 Rows = Sequence[Mapping[str, Any]]
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#332288", "#7A6A00")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#332288", "#7A6A00")
 """Okabe and Ito's colours for all kinds of colour vision, without the yellow that white swallows, and two more."""
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)))  # once all colours are taken
 _FADED = "#8A8A8A"
-_LOG_RANGE = 20.0  # largest over smallest value from which an axis is logarithmic
+LOG_RANGE = 20.0  # largest over smallest value from which an axis is logarithmic
 _CROWDED = 100  # points from which single ones are noise, and their running mean is drawn on top
 _R2_FLOOR = -1.0  # below it a regression is hopeless, and how hopeless would hide the rest
 
@@ -174,7 +174,7 @@ def _styles(names: Sequence[str]) -> dict[str, _Style]:
     # fusion is thick and lies below the others, so that a line on top of it leaves both to be seen
     styles = {FUSION: _Style("black", width=2.8, order=2.5)}
     for k, name in enumerate(modalities):
-        styles[name] = _Style(_COLOURS[k % len(_COLOURS)], _DASHES[k // len(_COLOURS) % len(_DASHES)])
+        styles[name] = _Style(COLOURS[k % len(COLOURS)], _DASHES[k // len(COLOURS) % len(_DASHES)])
     if len(modalities) > 1:
         styles.setdefault(LATE_FUSION, _Style(_FADED, (0, (3, 1.5)), width=2.0, order=2.6))
     return styles
@@ -263,7 +263,7 @@ def _finish_positive(axes: Axes, series: list[_Series]) -> None:
     """Take a logarithmic axis where it is wanted and possible."""
     values = np.concatenate([s.values for s in series])
     values = values[np.isfinite(values)]
-    if values.min() <= 0 or values.max() < _LOG_RANGE * values.min():
+    if values.min() <= 0 or values.max() < LOG_RANGE * values.min():
         if values.min() >= 0 and values.min() < values.max() / 3:
             axes.set_ylim(bottom=0)
         return

@@ -11,13 +11,13 @@ from mmjax.theory.latent_quality import (
     risk_decomposition,
 )
 from mmjax.theory.learner import Learner, Predictions
-from mmjax.theory.least_squares import LeastSquares
+from mmjax.theory.least_squares_learner import LeastSquares
 from mmjax.theory.linear import LinearHead, eta_linear, least_squares
 from mmjax.theory.overlap import Overlap, overlap_modalities, overlap_risk
 from mmjax.theory.reversal import StrongWeak, strong_weak, strong_weak_gammas
 from mmjax.theory.subset_risk import Cell, Comparison, Sweep, subset_risk_sweep
 from mmjax.theory.subsets import choose_subsets, subset_name
-from mmjax.theory.trained import Trained
+from mmjax.theory.trained_learner import Trained
 from mmjax.theory.verdict import verdict
 
 __all__ = [

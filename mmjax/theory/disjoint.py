@@ -16,8 +16,8 @@ TOLERATED = 0.05
 def check_disjoint(splits: Splits) -> None:
     """Check that no two of training, validation and test split hold the same examples, inputs and label alike.
 
-    Examples that recur by chance (of a few discrete features) recur within a split as well, and are not counted. Inputs
-    that are computed on demand are not looked into.
+    Examples of a few discrete features recur by chance, and within a split as well: only what goes beyond twice that is
+    counted. Inputs that are computed on demand are not looked into.
 
     Warns (UserWarning) of up to a twentieth of shared examples.
 
@@ -41,8 +41,8 @@ split): a study needs three disjoint splits, to train, to refit the head, and to
             continue
         seen = set(ours)
         shared = [i for i, key in enumerate(theirs) if key in seen]
-        by_chance = len(theirs) - len(set(theirs))
-        if not shared:
+        by_chance = 2 * (len(theirs) - len(set(theirs)))
+        if len(shared) <= by_chance:
             continue
         text = (
             f"the {one} and the {other} split share {len(shared)} examples of {len(theirs)} (the first: example "
@@ -52,8 +52,7 @@ split): a study needs three disjoint splits, to train, to refit the head, and to
             raise ValueError(
                 f"{text}: a study needs three disjoint splits, to train, to refit the head, and to evaluate"
             )
-        if len(shared) > by_chance:
-            warnings.warn(text, UserWarning, stacklevel=3)
+        warnings.warn(text, UserWarning, stacklevel=3)
 
 
 def _keys(dataset: Dataset) -> list[int]:

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 _NODES = 20_001  # of the quadrature: errors below 1e-6
+_SMALL = 1e-3  # below it numbers are written with an exponent
+_NOTHING = 1e-9  # float32 cannot tell it from 0 beside risks of the size of 1
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,26 @@ class Interval:
     def high(self) -> float:
         """The upper end."""
         return self.mean + self.half
+
+
+def told(interval: Interval, sign: int = 1) -> str:
+    """Return "mean ± half" with two digits of the half, or three of the mean where there is no half.
+
+    >>> told(Interval(-0.12345, 0.0312)), told(Interval(-12.3, 2.0), sign=-1), told(Interval(2.0, 0.0))
+    ('−0.123 ± 0.031', '12.3 ± 2.0', '2.00 ± 0.00')
+    >>> told(Interval(3.25e-5, 2e-6)), told(Interval(1e-12, 1e-13))
+    ('3.25e−05 ± 2.0e−06', '0')
+    """
+    mean, half = sign * interval.mean, interval.half
+    size = max(abs(mean), half)
+    if size < _NOTHING:
+        return "0"
+    if size < _SMALL:
+        text = f"{mean:.2e} ± {half:.1e}"
+    else:
+        digits = int(np.clip(1 - math.floor(math.log10(half or size / 10)), 0, 4))
+        text = f"{mean:.{digits}f} ± {half:.{digits}f}"
+    return text.replace("-", "−")
 
 
 def student_quantile(level: float, degrees: float) -> float:

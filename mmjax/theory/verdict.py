@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
-from mmjax.theory.intervals import Interval
+from mmjax.theory.intervals import Interval, told
 from mmjax.theory.subset_risk import Comparison, Sweep
 from mmjax.theory.subsets import subset_name
 
@@ -105,15 +104,3 @@ def _nowhere(points: list[Comparison]) -> str:
     if helped:
         return f"it lowered it at n = {', '.join(helped)} only"
     return "the sweep shows no size from which it does" if len(points) > 1 else "no other size was run"
-
-
-def told(interval: Interval, sign: int = 1) -> str:
-    """Return "mean ± half" with two digits of the half, or three of the mean where there is no half.
-
-    >>> told(Interval(-0.12345, 0.0312)), told(Interval(-12.3, 2.0), sign=-1), told(Interval(2.0, 0.0))
-    ('−0.123 ± 0.031', '12.3 ± 2.0', '2.00 ± 0.00')
-    """
-    size = interval.half or abs(interval.mean) / 10 or 1.0
-    digits = max(0, 1 - math.floor(math.log10(size)))
-    mean = f"{sign * interval.mean:.{digits}f}".replace("-", "−")
-    return f"{mean} ± {interval.half:.{digits}f}"
