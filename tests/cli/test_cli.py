@@ -176,10 +176,10 @@ def test_mistakes_are_one_line_and_status_2(arguments, message, config, tmp_path
 @pytest.mark.parametrize(
     ("was", "instead", "message"),
     (
-        ("epochs=4", "epoch=4", "line 17: TrainConfig.__init__() got an unexpected keyword argument 'epoch'; did you"),
-        ("width=8", "wide=8", "line 14: MLPConfig.__init__() got an unexpected keyword argument 'wide'; did you mean"),
-        ("MimoConfig()", "MinoConfig()", "line 15: name 'MinoConfig' is not defined"),
-        ("def get_config():", "def get_config(:", "small.py: invalid syntax (small.py, line 11)"),
+        ("epochs=4", "epoch=4", "line 16: TrainConfig.__init__() got an unexpected keyword argument 'epoch'; did you"),
+        ("width=8", "wide=8", "line 13: MLPConfig.__init__() got an unexpected keyword argument 'wide'; did you mean"),
+        ("MimoConfig()", "MinoConfig()", "line 14: name 'MinoConfig' is not defined"),
+        ("def get_config():", "def get_config(:", "small.py: invalid syntax (small.py, line 10)"),
     ),
 )
 def test_a_mistake_in_a_configuration_file_is_named_with_its_line(was, instead, message, config, tmp_path, capsys):
