@@ -228,7 +228,7 @@ def absent_objectives(subject: Subject) -> Failure:
                         return problem, f"what an absent objective holds matters, NaN or 3: {broken}"
                     if got.weights is not None and got.weights[objective] != 0:
                         return problem, f"an absent objective has the weight {got.weights[objective]}"
-                    removable = structure == "dense" and objective > 0 and subject.can_make(k - 1)
+                    removable = objective > 0 and subject.can_make(k - 1)
                     if subject.random and (objective != k - 1 or whole.kind != "random"):
                         removable = False  # thousands of draws: once is enough
                     if removable and (broken := _as_without(subject, whole, objective, got)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from mmjax.testing import problems
@@ -89,3 +90,186 @@ def normalised_sum(make) -> None:
     norms = np.linalg.norm(problem.matrix.astype(np.float64), axis=1)
     for form in ("stacked", "lazy"):
         close(subject(make).update(problem, form).flat, sum_of_rows(1 / norms, problem))
+
+
+# ---- methods that weigh by numbers -----------------------------------------------------------------------------------
+
+
+def weights_over_steps(make, losses, **extra) -> np.ndarray:
+    """The weights [steps, K] of a run with these losses [steps, K]; extra: further arguments, one entry a step."""
+    state, seen = None, []
+    for step, values in enumerate(losses):
+        problem = dataclasses.replace(problems.random(len(values)), values=np.asarray(values, np.float32))
+        given = {name: np.asarray(each[step], np.float32) for name, each in extra.items()}
+        run = Subject(
+            make, num_objectives=(len(values),), forms=("stacked",), random=False, extra=lambda p, g=given: g, rtol=1e-4
+        )
+        outcome = run.update(problem, state=state)
+        state = outcome.state
+        seen.append(outcome.weights)
+    return np.array(seen)
+
+
+def stch_is_a_smooth_maximum(make) -> None:
+    """Π = softmax(L/μ) over all objectives with μ = 0.1, in float64."""
+    losses = np.array([[1.0, 1.05, 0.9], [500.0, 499.95, 1.0]], np.float32).astype(np.float64)
+    wanted = np.exp((losses - losses.max(axis=1, keepdims=True)) / 0.1)
+    close(weights_over_steps(make, losses), wanted / wanted.sum(axis=1, keepdims=True), rtol=1e-3)
+
+
+def uncertainty_learns_variances(make) -> None:
+    """½ each at first; then Adam's first step, of length 0.1 against the sign of ½ − ½ L."""
+    got = weights_over_steps(make, [[0.5, 2.0, 3.0], [1.0, 1.0, 1.0]])
+    close(got, [[0.5] * 3, [0.5 * np.exp(0.1), 0.5 * np.exp(-0.1), 0.5 * np.exp(-0.1)]], rtol=1e-3)
+
+
+def dwa_compares_windows(make) -> None:
+    """Windows of 2 steps, T = 1: uniform for two of them, then K softmax of the ratio of their means."""
+    losses = [[1.0, 1.0], [3.0, 3.0], [2.0, 1.0], [2.0, 0.6], [9.0, 9.0]]
+    ratios = np.array([1.0, 0.4])
+    wanted = 2 * np.exp(ratios) / np.exp(ratios).sum()
+    close(weights_over_steps(make, losses), [[1.0, 1.0]] * 4 + [wanted], rtol=1e-3)
+
+
+def famo_evens_out_the_rates(make) -> None:
+    """1/L at first; then what fell more in log L has lost: Adam's first step of 0.025 on ξ."""
+    got = weights_over_steps(make, [[3.0, 1.0], [2.9, 0.5]])
+    xi = np.array([0.025, -0.025])
+    second = np.exp(xi) / np.array([2.9, 0.5])
+    close(got, [[0.25, 0.75], second / second.sum()], rtol=1e-4)
+
+
+def gblend_prefers_what_generalises(make) -> None:
+    """|ΔL_val| / Δ(L_val − L_train)², summing to K, from the third call on."""
+    losses = [[1.0, 1.0], [0.5, 0.2], [0.4, 0.1]]
+    validation = [[np.nan, np.nan], [1.0, 1.0], [0.8, 0.7]]
+    share = np.array([0.2 / 0.3**2, 0.3 / 0.5**2])  # gaps: 0, then 0.3 and 0.5
+    got = weights_over_steps(make, losses, validation_values=validation)
+    close(got, [[1.0, 1.0], [1.0, 1.0], 2 * share / share.sum()], rtol=1e-3)
+
+
+# ---- random methods --------------------------------------------------------------------------------------------------
+
+
+def rlw_draws_normal_logits(make) -> None:
+    """Weights on the simplex, spread as softmax(N(0, I)), another draw for each key."""
+    _, weights = subject(make, random=True).over_keys(problems.random(3), 1024)
+    close(weights.sum(axis=1), np.ones(1024))
+    logits = np.random.default_rng(0).normal(size=(200_000, 3))
+    wanted = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(weights.mean(axis=0), 1 / 3, atol=0.04)
+    np.testing.assert_allclose(weights.std(axis=0), wanted.std(axis=0), rtol=0.12)
+
+
+def graddrop_draws_one_sign_an_entry(make) -> None:
+    """Two gradients of opposite sign, 3 and −1: the first stays with probability ¾, independently at each entry."""
+    problem = problems.random(2)
+    matrix = np.array([3.0, -1.0])[:, None] * np.ones_like(problem.matrix)
+    matrix[:, -1] = [2.0, 1.0]  # no conflict here
+    updates, _ = subject(make, random=True).over_keys(
+        dataclasses.replace(problem, matrix=matrix.astype(np.float32)), 1024
+    )
+    assert set(np.unique(updates[:, :-1].round(4))) == {-1.0, 3.0}
+    close(updates[:, -1], 3.0)
+    kept = updates[:, :-1] > 0
+    np.testing.assert_allclose(kept.mean(axis=0), 0.75, atol=0.08)
+    correlation = np.corrcoef(kept.T)
+    assert np.abs(correlation[~np.eye(len(correlation), dtype=bool)]).max() < 0.2
+
+
+# ---- balance methods -------------------------------------------------------------------------------------------------
+
+
+def _scores(problem: Problem) -> np.ndarray:
+    logits = problem.logits.astype(np.float64)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    return probabilities[:, np.arange(len(problem.labels)), problem.labels].sum(axis=1)
+
+
+def ogm_slows_the_leader(make) -> None:
+    """α = 0.5, two modalities: the kernel of the encoder ahead times 1 − tanh(α ρ), all else the plain sum."""
+    problem = problems.random(3)
+    first, second = _scores(problem)
+    ratio = np.array([first / second, second / first])
+    factors = np.where(ratio > 1, 1 - np.tanh(0.5 * ratio), 1.0)
+    outcome = subject(make).update(problem)
+    total = jax.tree.map(lambda g: g.astype(np.float64).sum(axis=0), problem.rows)
+    for m, factor in zip(("audio", "gaze"), factors, strict=True):
+        close(outcome.update["encoder"][m]["kernel"], factor * total["encoder"][m]["kernel"])
+        close(outcome.update["head"][m]["kernel"], total["head"][m]["kernel"])
+    close(outcome.update["fusion"]["kernel"], total["fusion"]["kernel"])
+    close(outcome.weights, [1.0, *factors])
+
+
+def ogm_ge_adds_noise_of_the_gradients_spread(make) -> None:
+    """Over keys: the mean is OGM's update, the deviation that of the unscaled kernel's entries; encoders only."""
+    problem = problems.random(3)
+    updates, _ = subject(make, random=True).over_keys(problem, 1024)
+    trees = problems.split_leaves(updates, problem.modalities)
+    total = jax.tree.map(lambda g: g.astype(np.float64).sum(axis=0), problem.rows)
+    scores = _scores(problem)
+    for i, m in enumerate(("audio", "gaze")):
+        ratio = scores[i] / scores[1 - i]
+        factor = 1 - np.tanh(0.5 * ratio) if ratio > 1 else 1.0
+        kernel, spread = total["encoder"][m]["kernel"], total["encoder"][m]["kernel"].std()
+        np.testing.assert_allclose(trees["encoder"][m]["kernel"].std(axis=0), spread, rtol=0.12)
+        np.testing.assert_allclose(trees["encoder"][m]["kernel"].mean(axis=0), factor * kernel, atol=0.2 * spread)
+        assert np.ptp(trees["head"][m]["kernel"], axis=0).max() < 1e-5
+
+
+def agm_slows_who_is_further_ahead_than_usual(modulation) -> None:
+    """modulation(losses, reference, α) -> κ: below its running loss (r above) κ < 1, above it κ > 1; clipped; M/(M−1)."""
+    ahead = np.asarray(modulation(np.array([1.0, 2.0]), np.array([1.5, 1.5]), 1.0))
+    r = np.exp(2.0 * np.array([0.5, -0.5]))
+    close(ahead, np.exp(1.0 - r))
+    assert ahead[0] < 1 < ahead[1]
+    close(modulation(np.array([1.0, 2.0]), np.array([1.0, 2.0]), 3.0), [1.0, 1.0])
+    three = np.asarray(modulation(np.array([1.0, 1.2, 1.4]), np.array([1.2, 1.2, 1.2]), 2.0))
+    close(three, np.exp(2.0 * (1.0 - np.exp(1.5 * np.array([0.2, 0.0, -0.2])))))
+    far = np.asarray(modulation(np.array([0.0, 100.0]), np.array([50.0, 50.0]), 1.0))
+    close(far, [np.exp(-10.0), np.exp(1.0 - np.exp(-10.0))])
+
+
+def agm_keeps_running_means(make) -> None:
+    """The plain sum of the gradients, and the mean over steps of each modality's loss."""
+    steps = np.array([[1.0, 3.0], [2.0, 1.0], [6.0, 2.0]])
+    state = None
+    problem = problems.random(3)
+    for losses in steps:
+        given = {"shapley_losses": losses.astype(np.float32), "kappa": np.array([0.5, 1.5], np.float32)}
+        run = Subject(
+            make, num_objectives=(3,), forms=("stacked",), random=False, extra=lambda p, g=given: g, rtol=1e-4
+        )
+        outcome = run.update(problem, state=state)
+        state = outcome.state
+    close(outcome.flat, problem.matrix.astype(np.float64).sum(axis=0))
+    close(np.asarray(state.losses)[:2], steps.mean(axis=0))
+    close(outcome.weights, [1.0, 0.5, 1.5])
+
+
+# ---- methods on the Gramian ------------------------------------------------------------------------------------------
+
+
+def mgda_of_two_gradients(make) -> None:
+    """The closed form: clip((g_2·g_2 − g_1·g_2)/‖g_1 − g_2‖², 0, 1) on the first."""
+    for problem in (problems.random(2), problems.conflicting(2), problems.unequal(2)):
+        one, two = problem.matrix.astype(np.float64)
+        first = np.clip((two @ two - one @ two) / ((one - two) @ (one - two)), 0, 1)
+        outcome = subject(make).update(problem)
+        close(outcome.weights, [first, 1 - first], rtol=1e-3)
+        close(outcome.flat, first * one + (1 - first) * two, problem.norm, rtol=1e-3)
+
+
+def mgda_satisfies_kkt(make) -> None:
+    """min_k (G w)_k = wᵀ G w on the shared parameters, weights on the simplex; elsewhere the plain sum."""
+    for structure in ("dense", "encoders"):
+        for problem in (problems.random(4, structure), problems.conflicting(4, structure)):
+            here = problems.shared(problem)
+            outcome = subject(make).update(problem)
+            rows = problem.matrix.astype(np.float64)
+            gram, w = rows[:, here] @ rows[:, here].T, outcome.weights
+            close(w.sum(), 1.0)
+            assert w.min() >= -1e-6
+            close((gram @ w).min(), w @ gram @ w, np.trace(gram), rtol=1e-5)
+            close(outcome.flat[here], (w @ rows)[here])
+            close(outcome.flat[~here], rows.sum(axis=0)[~here])

@@ -1,8 +1,15 @@
-"""The gallery: combiners wrong in one way, one file a family, {name: Mutant}."""
+"""The gallery: methods wrong in one way, one file a family, {"method: what is wrong": Mutant}."""
 
 from __future__ import annotations
 
-from testing.mutants import generic, plain
+from testing.mutants import balance, generic, gram, plain, randomised, value
 from testing.mutants.kit import Mutant
 
-GALLERY: dict[str, Mutant] = {**generic.MUTANTS, **plain.MUTANTS}
+GALLERY: dict[str, Mutant] = {
+    **generic.MUTANTS,
+    **plain.MUTANTS,
+    **value.MUTANTS,
+    **randomised.MUTANTS,
+    **balance.MUTANTS,
+    **gram.MUTANTS,
+}
