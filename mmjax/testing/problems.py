@@ -83,8 +83,12 @@ class Problem:
 
     @property
     def groups(self) -> PyTree:
-        """A tree like params of labels "encoder/m", "head/m", "fusion"."""
-        return _tree(self.modalities, fusion=FUSION, encoder=lambda m: f"encoder/{m}", head=lambda m: f"head/{m}")
+        """A tree like params of labels "encoder/m", "head/m", "fusion"; "other" where a modality has no objective."""
+
+        def label(part: str) -> Callable[[str], str]:
+            return lambda m: f"{part}/{m}" if m in self.names else "other"
+
+        return _tree(self.modalities, fusion=FUSION, encoder=label("encoder"), head=label("head"))
 
     @property
     def rows(self) -> PyTree:

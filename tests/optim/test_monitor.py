@@ -40,7 +40,7 @@ def test_the_update_is_the_combiners_and_the_state_tells_what_it_did(problem):
     assert np.isnan(state.norms).all() and state.values.shape == (3,)
     wanted, wanted_state = step(inner, params, inner.init(params), batch)
     updates, state = run(params, state, batch)
-    chex.assert_trees_all_close(updates, wanted, rtol=1e-6)
+    chex.assert_trees_all_close(updates, wanted, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(state.weights, wanted_state.weights, rtol=1e-6)
     losses = losses_fn(params, batch)
     np.testing.assert_allclose(state.values, [losses[n] for n in NAMES], rtol=1e-6)

@@ -268,7 +268,9 @@ def test_options_may_be_traced():
         def at(option):
             tx = make(option)
             _, state = tx.update(grads, tx.init(params), params, values=values)
-            return tx.update(grads, state, params, values=values[::-1])[0]["w"]
+            # no loss falls as fast as the mean of them: Adam would make a whole step of the rounding there
+
+            return tx.update(grads, state, params, values=values * jnp.array([0.5, 0.7, 2.0]))[0]["w"]
 
         swept = jax.jit(jax.vmap(at))(jnp.array([0.1, 0.5]))
         np.testing.assert_allclose(swept[1], at(0.5), rtol=1e-5)

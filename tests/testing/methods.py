@@ -58,6 +58,10 @@ def shares_of_logits(problem: problems.Problem) -> dict[str, Any]:
 
 CASES: dict[str, dict[str, Case]] = {
     "agm": {"default": Case(checks={"extra": shares_of_logits})},
+    # its other settings want gradients at the features, which the generated problems do not have
+    "bogc": {
+        "ema, parameters": Case(options=lambda k: {"moments": "ema", "level": "parameters", "conservatism": False})
+    },
     "famo": summing(),
     "gblend": {"default": Case(checks={"extra": lambda problem: {"validation_values": 1.1 * problem.values}})},
     "graddrop": RANDOM,
@@ -66,6 +70,7 @@ CASES: dict[str, dict[str, Case]] = {
         "penalty = M": Case(options=lambda k: {"penalty": float(max(k - 1, 1))}, only=BALANCED),
     },
     "ogm_ge": RANDOM,
+    "pcgrad": RANDOM,
     "rlw": RANDOM,
     "stch": summing(),
 }
