@@ -3,7 +3,7 @@
 mmjax train configs/mnist_halves_ml.py --data.path FOLDER --workdir runs/mnist_halves_ml
 
 The published setting: 300 epochs of 50,000 digits, for an accelerator. `get_quick_config` is the same at a size for two
-CPU cores: 200 hidden units, 30 epochs of 10,000 digits; what both reach stands in docs/generative.md.
+CPU cores: 200 hidden units, 20 epochs of 10,000 digits; what both reach stands in docs/generative.md.
 """
 
 import dataclasses
@@ -36,5 +36,5 @@ def get_quick_config() -> Config:
         model=MRBMConfig(hidden=200, visible={"left": "binary", "right": "binary"}),
         method=PCDConfig(steps=10, chains=100, sparsity=0.3, sparsity_target=0.05),
         optimizer=dataclasses.replace(config.optimizer, schedule=InverseConfig(decay=0.005, every=100)),
-        train=dataclasses.replace(config.train, epochs=30, evaluate_every=3000),
+        train=dataclasses.replace(config.train, epochs=20, evaluate_every=2000),
     )

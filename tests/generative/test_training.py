@@ -126,6 +126,14 @@ def test_multi_prediction_learns_and_devices_agree(splits):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), many.params, one.params)
 
 
+def test_inverse_schedule():
+    rate = InverseConfig(decay=0.5, every=4, warmup_steps=2).build(0.1, total_steps=100)
+    np.testing.assert_allclose([rate(0), rate(1), rate(2), rate(10)], [0.05, 0.1, 0.1, 0.1 / (1 + 0.5 * 2)], rtol=1e-6)
+    for wrong in (InverseConfig(decay=-1.0), InverseConfig(every=0)):
+        with pytest.raises(ValueError, match="schedule"):
+            wrong.validate()
+
+
 # -- the classifier ----------------------------------------------------------------------------------------------------
 
 
