@@ -76,6 +76,8 @@ def precision_evidence(
             everywhere = jax.lax.all_gather(everywhere, axis_name)
         median = jnp.nanmedian(everywhere)
         reference = jnp.where(jnp.isnan(median), 0, median)  # nothing is live
+        if axis_name is not None:
+            reference = jax.lax.pmean(reference, axis_name)  # the same already; shard_map wants it said
     evidence = (reference + TINY) / (v + EPSILON * reference + TINY)
     return jnp.where(live, evidence ** (1 / temperature), 0)
 

@@ -39,6 +39,8 @@ SeedAxis = Literal["vmap", "map"]
 _ROWS = 256  # examples a forward pass
 _CHOOSE_EVERY = 10  # steps of refitting between looks at the examples held back
 _TRIAL_STEPS = 6
+_UNFIT = {"gblend": "learns from losses on the validation split while it trains"}
+"""Methods that a study cannot train with, and why."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Trained:
     seed_axis: SeedAxis = "vmap"
 
     def __post_init__(self) -> None:
+        if self.config.method.name in _UNFIT:
+            raise ValueError(
+                f"config.method {self.config.method.name!r} {_UNFIT[self.config.method.name]}, which a study does not; "
+                "take another method, such as joint"
+            )
         for name in ("min_steps", "refit_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -163,15 +170,20 @@ class Trained:
         )
         # a method may ask how many examples there are: a sample's number, not the pool's
         few = dataclasses.replace(splits, train=_rows(splits.train, sample))
-        weights = config.train.class_weights
-        if weights == "none":
+        if config.train.class_weights == "none":
             experiment = build_classifier(config, few)
-            return experiment.training, len(experiment.names)
-        # the weights are the pool's, since every seed has other counts
-        plain = dataclasses.replace(config, train=dataclasses.replace(config.train, class_weights="none"))
-        experiment = build_classifier(plain, few)
-        pool = build_classifier(config, splits).training.class_weights
-        return dataclasses.replace(experiment.training, class_weights=pool), len(experiment.names)
+            training = experiment.training
+        else:  # the weights are the pool's, since every seed has other counts
+            plain = dataclasses.replace(config, train=dataclasses.replace(config.train, class_weights="none"))
+            experiment = build_classifier(plain, few)
+            pool = build_classifier(config, splits).training.class_weights
+            training = dataclasses.replace(experiment.training, class_weights=pool)
+        if experiment.refresh is not None:
+            raise ValueError(
+                f"config.method {config.method.name!r} passes over the whole training split as it trains, which a study "
+                "does not; take another method, or one of its options without such passes"
+            )
+        return training, len(experiment.names)
 
     def _run(self, training: Training, to_refit: int) -> Callable[..., tuple[Array, Array, Array]]:
         """Return the pure function of one seed: (what varies, the three parts) -> both predictions, first bad step."""
@@ -224,7 +236,9 @@ def _start(training: Training, objectives: int, train: Part, seed: int) -> tuple
     state = create_state(model, example, training.tx, objectives, seed)
     fresh = model.init(jax.random.fold_in(jax.random.key(seed), 1), example)["params"]
     if "fusion" not in fresh:
-        raise ValueError(f"the model has no parameters called 'fusion' to refit, only {sorted(fresh)}")
+        raise ValueError(
+            "model.fusion has no parameters of its own, so there is no head to refit; take one that has, such as concat"
+        )
     return state, fresh["fusion"]
 
 

@@ -13,8 +13,13 @@ import pytest
 
 from mmjax import Config, ModelConfig, TrainConfig
 from mmjax.data import Splits, Task, from_arrays, select
+from mmjax.generative.config import MRBMConfig
+from mmjax.generative.methods import PCDConfig
 from mmjax.models import ConcatConfig, MLPConfig, build_model
+from mmjax.models.fusion.late import LateConfig
 from mmjax.optim import JointConfig
+from mmjax.optim.bogc import BogcConfig
+from mmjax.optim.gblend import GBlendConfig
 from mmjax.theory import (
     Cell,
     LeastSquares,
@@ -349,6 +354,22 @@ def test_without_a_band_one_seed_will_do(splits):
 def test_a_learner_refuses(name, value):
     with pytest.raises(ValueError, match=f"{name} must be"):
         trained(**{name: value})
+
+
+def test_what_a_study_cannot_train_is_refused():
+    data = numbers("classification")
+
+    def with_(**sections) -> Trained:
+        return Trained(dataclasses.replace(CONFIG, **sections))
+
+    with pytest.raises(ValueError, match=r"config.method 'gblend' learns from losses on the validation split"):
+        with_(method=GBlendConfig())
+    with pytest.raises(ValueError, match=r"model is a MRBMConfig; what is asked for needs a MultiModal"):
+        with_(model=MRBMConfig(), method=PCDConfig()).predict(data, ("a", "b"), 16, [0, 1])
+    with pytest.raises(ValueError, match=r"model.fusion has no parameters of its own"):
+        with_(model=ModelConfig(fusion=LateConfig())).predict(data, ("a",), 16, [0, 1])
+    with pytest.raises(ValueError, match=r"config.method 'bogc' passes over the whole training split"):
+        with_(method=BogcConfig()).predict(data, ("a", "b"), 16, [0, 1])
 
 
 def test_overlapping_splits(splits):
