@@ -61,7 +61,14 @@ jax.tree_util.register_pytree_with_keys(
 
 
 class LazyGradientsError(TypeError):
-    """A lazy `ObjectiveGrads` met code that wants a tree of arrays."""
+    """A lazy `ObjectiveGrads` met code that wants a tree of arrays.
+
+    >>> _, grads = objective_grads(lambda p: {"fusion": p**2})(1.0)
+    >>> jax.tree.map(lambda x: x, grads)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    mmjax.objectives.LazyGradientsError: ObjectiveGrads is lazy: ...
+    """
 
 
 def _not_a_tree(grads: Any) -> Any:
@@ -101,6 +108,10 @@ class ObjectiveGrads:
 
     names: the objectives in order. K = len(names). It is no pytree on purpose: returning it from jit or putting a
     transformation before the combiner raises `LazyGradientsError`.
+
+    >>> _, grads = objective_grads(lambda p: {"fusion": p**2, "m": 3 * p})(1.0)
+    >>> grads.names, len(grads), grads.stacked().tolist()
+    (('fusion', 'm'), 2, [2.0, 3.0])
     """
 
     def __init__(
@@ -242,6 +253,15 @@ class FeatureGrads:
     """Gradients at the features z_m, and the way back to the parameters. Made by `ObjectiveGrads.features()`.
 
     names: objectives in order (K); features: {m: [B, ..., D]}, the features themselves.
+
+    >>> def encode(params, x):
+    ...     return {"m": params["a"] * x}
+    >>> def losses_fn(params, features, x):
+    ...     return {"fusion": params["b"] * features["m"].sum(), "m": features["m"].sum()}
+    >>> params, x = {"a": 1.0, "b": 2.0}, jnp.array([[5.0]])
+    >>> features = objective_grads(losses_fn, encode=encode)(params, x)[1].features()
+    >>> features.cotangents["m"].tolist(), features.direct["b"].tolist()
+    ([[[2.0]], [[1.0]]], [5.0, 0.0])
     """
 
     def __init__(

@@ -83,7 +83,12 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Splits:
-    """Training, validation and test split of one source."""
+    """Training, validation and test split of one source.
+
+    >>> data = Dataset({"a": np.zeros((3, 4))}, np.array([0, 1, 1]), Task("classification", num_outputs=2))
+    >>> len(Splits(train=data, validation=data, test=data).test)
+    3
+    """
 
     train: Dataset
     validation: Dataset

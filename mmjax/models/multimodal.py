@@ -24,6 +24,11 @@ class Outputs:
     features: {modality: [B, D_m] or tokens [B, T_m, D_m]}; unimodal_logits: {modality: [B, C]}; logits: [B, C], the
     fused ones; last_layer: {objective: LastLayer(inputs, kernel, bias)} of the fusion ("fusion") and each uni-modal
     head, without those that have none (evidential fusion).
+
+    >>> import jax.numpy as jnp
+    >>> outputs = Outputs({"a": jnp.ones((2, 3))}, {"a": jnp.ones((2, 5))}, jnp.zeros((2, 5)), {})
+    >>> sorted(outputs.by_objective)
+    ['a', 'fusion']
     """
 
     features: dict[str, Array]

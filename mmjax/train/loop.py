@@ -32,7 +32,11 @@ PyTree = Any
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or the update became NaN or infinite; `.step` and `.objective` say where."""
+    """A loss or the update became NaN or infinite; `.step` and `.objective` say where.
+
+    >>> print(NonFiniteError(step=7, objective="audio", checkpoint=4))  # doctest: +ELLIPSIS
+    the loss of objective 'audio' is not finite at step 7; the checkpoint of step 4 is kept. Lower the learning rate or ...
+    """
 
     def __init__(self, step: int, objective: str, checkpoint: int | None):
         self.step, self.objective = step, objective

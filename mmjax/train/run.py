@@ -30,7 +30,7 @@ class Run:
 
     metrics: of the test split where it was evaluated, else empty.
     variables: {"params": ..., and the model's other collections}.
-    modalities: {modality: shape of one example}.
+    modalities: {modality: shape of one example}. See `load` for an example.
     """
 
     config: Config
@@ -101,6 +101,20 @@ def load(workdir: str | Path) -> Run:
 
     Raises:
       FileNotFoundError: no work folder of a run, or no model saved in it yet.
+
+    >>> import tempfile, mmjax
+    >>> from mmjax.data import Planted
+    >>> from mmjax.train.optimizer import AdamConfig
+    >>> train = mmjax.TrainConfig(epochs=1, batch_size=32, monitor_every=0, devices=1)
+    >>> config = mmjax.Config(
+    ...     data=Planted(), method=mmjax.optim.UniformConfig(), optimizer=AdamConfig(), train=train
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     trained = mmjax.fit(config, folder)
+    ...     run = load(folder)
+    >>> test = config.data.load().test
+    >>> evaluate(run, test)["fusion/accuracy"] == run.metrics["fusion/accuracy"] == trained.metrics["fusion/accuracy"]
+    True
     """
     folder = Path(workdir).absolute()
     config = journal.read_config(folder)
