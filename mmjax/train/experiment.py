@@ -97,11 +97,12 @@ def build_experiment(config: Config, splits: Splits | None = None) -> Experiment
 
 def build_classifier(config: Config, splits: Splits | None = None) -> Classifier:
     """Return `build_experiment(config, splits)` of a `MultiModal`. Raises ValueError also for a generative model."""
-    experiment = build_experiment(config, splits)
-    if not isinstance(experiment, Classifier):
+    if isinstance(config.model, GenerativeConfig):
         raise ValueError(
             f"model is a {type(config.model).__name__}; what is asked for needs a MultiModal: a ModelConfig"
         )
+    experiment = build_experiment(config, splits)
+    assert isinstance(experiment, Classifier)
     return experiment
 
 

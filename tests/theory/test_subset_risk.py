@@ -235,9 +235,9 @@ def test_seeds_side_by_side_equal_those_one_after_another():
 
 @pytest.mark.parametrize("kind", ("multilabel", "regression"))
 def test_a_configuration_learns_every_task(kind):
-    # few steps where more of them would make the probabilities of 60 examples extreme
-    data, learner = numbers(kind), trained(min_steps=150 if kind == "regression" else 60)
-    found = learner.predict(data, ("a", "b"), 60, [0, 1])
+    # enough examples that the probabilities of unseen ones are not extreme
+    data, learner = numbers(kind, n=960), trained(min_steps=150 if kind == "regression" else 60)
+    found = learner.predict(data, ("a", "b"), 400, [0, 1])
     trained_risks, refitted_risks = (
         np.asarray(learner.risks(data.test.task, jnp.asarray(x), jnp.asarray(data.test.label))).mean(axis=1)
         for x in found
