@@ -74,7 +74,7 @@ def bare(case: Case) -> Callable[[int], float]:
     """Compile the step as the loop does; return steps -> steps per second, on a fixed device batch."""
     experiment = build_experiment(case.config, case.splits)
     train, data, route = case.config.train, case.splits.train, experiment.route
-    batch = route.place_batch(gather(data, batch_indices(train.seed, 0, len(data), train.batch_size)))
+    batch = jax.device_put(gather(data, batch_indices(train.seed, 0, len(data), train.batch_size)), route.sharded)
     state = route.place_state(experiment.initial_state())
     step = route.compile(experiment.step, state, batch, donate=True)
 

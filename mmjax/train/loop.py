@@ -58,6 +58,20 @@ class _Bookkeeping:
     wall_seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Window:
+    """What the steps up to `done` told, still on the device.
+
+    told: (when each objective first was not finite, the combiner's diagnostics), copies: the next step is given the
+    state's memory. measured: (step, geometry of the gradients) of the steps in the window that measured them.
+    """
+
+    done: int
+    metrics: list[StepMetrics]
+    told: tuple[jax.Array, dict[str, jax.Array]]
+    measured: list[tuple[int, dict[str, Any]]]
+
+
 def fit(
     config: Config,
     workdir: str | Path | None = None,
@@ -111,6 +125,8 @@ class _Loop:
         self.best: PyTree = None
         self.pending: list[StepMetrics] = []
         self.measured: list[tuple[int, dict[str, Any]]] = []
+        self.waiting: _Window | None = None
+        self.fetched = 0.0  # when the last window was
 
     def run(self) -> Run:
         try:
@@ -141,7 +157,7 @@ class _Loop:
             step_program, measure_program = self._compile(state, batch)
             compile_seconds = time.perf_counter() - started
             self.observer.compiled(compile_seconds)
-            loop_started = window_started = time.perf_counter()
+            loop_started = self.fetched = time.perf_counter()
             aside = 0.0  # seconds of evaluating and saving, which are no part of the steps' rate
             for step in range(first, total):
                 if step > first:
@@ -157,9 +173,9 @@ class _Loop:
                 evaluate = done % experiment.evaluate_every == 0 or done == total
                 save = done % experiment.checkpoint_every == 0 or done == total
                 if done % train.log_every == 0 or evaluate or save:
-                    self._flush(done, state, window_started)
-                    window_started = time.perf_counter()
+                    self._close_window(done, state)
                 if evaluate or save:
+                    self._fetch_waiting()
                     pause = time.perf_counter()
                     local = route.local_state(state)
                     if evaluate:
@@ -170,8 +186,8 @@ class _Loop:
                     if save or self.books.stopped:
                         self._save(local, elapsed)
                     del local
-                    window_started = time.perf_counter()
-                    aside += window_started - pause
+                    self.fetched = time.perf_counter()
+                    aside += self.fetched - pause
                 if self.books.stopped:
                     self.observer.note(f"stopped early at step {done}: best at step {self.books.best_step}")
                     break
@@ -194,6 +210,7 @@ class _Loop:
     def _compile(self, state: PyTree, batch: Batch) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
         experiment = self.experiment
         step = experiment.route.compile(experiment.step, state, batch, donate=True)
+        _snapshot((state.first_bad, getattr(state.opt_state[0], "diagnostics", {})))
         if not experiment.config.train.monitor_every:
             return step, None
         measure = experiment.route.compile(experiment.measure, state, batch, donate=False)
@@ -205,25 +222,37 @@ class _Loop:
 
     # -- boundaries --------------------------------------------------------------------------------------------------
 
-    def _flush(self, done: int, state: PyTree, window_started: float) -> None:
-        """Fetch what the steps since the last flush told, check it, write it."""
-        experiment, names = self.experiment, self.experiment.names
-        told = getattr(state.opt_state[0], "diagnostics", {})
-        pending, first_bad, told = experiment.route.read((self.pending, state.first_bad, told))
-        measured = experiment.route.read([values for _, values in self.measured])
-        seconds = time.perf_counter() - window_started
+    def _close_window(self, done: int, state: TrainState) -> None:
+        """Fetch the window before this one, and let this one wait: its steps may still be running.
+
+        To fetch it now would empty the queue of steps, and the device would idle until the next one is there.
+        """
+        told = _snapshot((state.first_bad, getattr(state.opt_state[0], "diagnostics", {})))
+        window = _Window(done, self.pending, told, self.measured)
+        self.pending, self.measured = [], []
+        self._fetch_waiting()
+        self.waiting = window
+
+    def _fetch_waiting(self) -> None:
+        """Fetch what the steps of the window that waits told, check it, write it."""
+        if self.waiting is None:
+            return
+        window, self.waiting = self.waiting, None
+        names = self.experiment.names
+        metrics, (first_bad, told) = self.experiment.route.read((window.metrics, window.told))
+        measured = self.experiment.route.read([values for _, values in window.measured])
+        before, self.fetched = self.fetched, time.perf_counter()
         bad = np.where(first_bad >= 0, first_bad, np.iinfo(np.int32).max)
-        for (step, _), values in zip(self.measured, measured, strict=True):
+        for (step, _), values in zip(window.measured, measured, strict=True):
             if step < bad.min():
                 self._row({"step": step, "kind": "gradients"} | {k: float(v) for k, v in values.items()})
-        values = np.stack([m.values for m in pending]).mean(axis=0, dtype=np.float64)
-        weights = np.stack([m.weights for m in pending]).mean(axis=0, dtype=np.float64)
-        row: dict[str, Any] = {"step": done, "kind": "train"}
+        values = np.stack([m.values for m in metrics]).mean(axis=0, dtype=np.float64)
+        weights = np.stack([m.weights for m in metrics]).mean(axis=0, dtype=np.float64)
+        row: dict[str, Any] = {"step": window.done, "kind": "train"}
         row |= {f"loss/{name}": float(v) for name, v in zip(names, values, strict=True)}
         row |= {f"weight/{name}": float(w) for name, w in zip(names, weights, strict=True)}
         row |= {name: float(value) for name, value in told.items()}  # of the last step
-        row["steps_per_second"] = len(pending) / seconds
-        self.pending, self.measured = [], []
+        row["steps_per_second"] = len(metrics) / (self.fetched - before)
         if (first_bad >= 0).any():
             worst = int(np.argmin(bad))  # the first in time, and among equals the first objective
             raise NonFiniteError(int(bad[worst]), (*names, "update")[worst], self._last_checkpoint())
@@ -309,6 +338,12 @@ class _Loop:
 
 def _variables(state: TrainState) -> PyTree:
     return {"params": state.params, **state.model_state}
+
+
+@jax.jit
+def _snapshot(tree: PyTree) -> PyTree:
+    """Copy small arrays in one program: a call for each would cost the loop more than the copies do."""
+    return jax.tree.map(jnp.copy, tree)
 
 
 def _copy(tree: PyTree) -> PyTree:
