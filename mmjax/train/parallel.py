@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import jax
@@ -78,8 +78,8 @@ class Route:
             mapped = jax.pmap(function, axis_name=AXIS, devices=self.devices, donate_argnums=donated)
             program = mapped.lower(state, batch).compile()
         else:
-            sharding = {"in_shardings": (self.replicated, self.sharded), "out_shardings": self.replicated}
-            program = jax.jit(function, donate_argnums=donated, **sharding).lower(state, batch).compile()
+            placed = partial(jax.jit, in_shardings=(self.replicated, self.sharded), out_shardings=self.replicated)
+            program = placed(function, donate_argnums=donated).lower(state, batch).compile()
 
         def call(state: PyTree, batch: PyTree) -> Any:
             with jax.transfer_guard_host_to_device("allow"):
