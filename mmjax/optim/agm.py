@@ -110,6 +110,13 @@ class AgmState(NamedTuple):
     """State of `agm`: seen, int32 [M], steps in which each modality was there; losses, float32 [M], mean c over them.
 
     As for the weights, there is room for 16 objectives where K was not told.
+
+    >>> combiner = agm(num_objectives=3)
+    >>> params = {"w": jnp.zeros(1)}
+    >>> told = {"shapley_losses": jnp.array([1.0, 3.0]), "kappa": jnp.array([0.5, 1.5])}  # of `agm_objectives`
+    >>> _, state = combiner.update({"w": jnp.ones((3, 1))}, combiner.init(params), params, **told)
+    >>> state.weights.tolist(), state.losses.tolist(), state.seen.tolist()
+    ([1.0, 0.5, 1.5], [1.0, 3.0], [1, 1])
     """
 
     seen: Array
@@ -127,6 +134,23 @@ def agm_objectives(forward: Forward, alpha: float = 1.0, permutations: int = 4) 
 
     The value of the fusion loss is the plain one. `extra` holds `shapley_losses` c [M] and `kappa` [M], over all devices,
     for `agm`, whose state `forward.state` must be. permutations: random orders that estimate φ above four modalities.
+
+    >>> from mmjax.method import Forward
+    >>> from mmjax.models import Outputs
+    >>> import optax
+    >>> features, label = {"a": jnp.array([[2.0, 0.0]]), "b": jnp.array([[0.0, 1.0]])}, jnp.array([0])
+    >>> def decide(z):  # this fusion adds up, so each modality's share of the logits is its own features
+    ...     return Outputs(dict(z), dict(z), z["a"] + z["b"], {})
+    >>> forward = Forward(
+    ...     outputs=decide(features), label=label, decide=decide, mean_over_devices=lambda x: x, key=jax.random.key(0),
+    ...     loss=lambda logits: optax.softmax_cross_entropy_with_integer_labels(logits, label).mean(),
+    ...     state=agm(num_objectives=3).init({}),
+    ... )
+    >>> losses, extra = agm_objectives(forward)
+    >>> {name: round(float(loss), 3) for name, loss in losses.items()}
+    {'fusion': 0.313, 'a': 0.127, 'b': 1.313}
+    >>> [round(float(c), 3) for c in extra["shapley_losses"]], extra["kappa"].tolist()  # κ is 1 at first
+    ([0.127, 1.313], [1.0, 1.0])
     """
     features, whole = forward.outputs.features, forward.outputs.logits
     modalities = sorted(features)
@@ -232,7 +256,16 @@ def _of_modalities(name: str, given: Any, k: int) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class AgmConfig(MethodConfig):
-    """Joint training that scales each modality's share of the logits by how far ahead it is."""
+    """Joint training that scales each modality's share of the logits by how far ahead it is.
+
+    >>> config = AgmConfig(alpha=2.5)
+    >>> config.probe_heads, config.backward_passes  # the uni-modal heads measure, and do not steer
+    (True, '1, and 2^M − 1 of the fusion head')
+    >>> AgmConfig(alpha=0.0).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: method.alpha must be a finite number > 0, got 0.0
+    """
 
     name: str = "agm"
     alpha: float = 1.0

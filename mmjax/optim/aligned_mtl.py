@@ -72,7 +72,15 @@ def aligned_mtl(
 
 @dataclass(frozen=True, kw_only=True)
 class AlignedMtlConfig(MeanGramConfig):
-    """The mean of the gradients' nearest orthogonal system: condition number 1, no objective dominates."""
+    """The mean of the gradients' nearest orthogonal system: condition number 1, no objective dominates.
+
+    >>> AlignedMtlConfig(scale="sum").backward_passes
+    '2 (features: 1)'
+    >>> AlignedMtlConfig(scale="total").validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: method.scale must be one of mean, sum; got 'total'
+    """
 
     name: str = "aligned_mtl"
 

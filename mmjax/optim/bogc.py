@@ -42,6 +42,11 @@ class BogcState(NamedTuple):
     count: int32, steps; seen: int32 [K], steps at which each objective was there; moments: the estimator's own; squares:
     running E[g²], a tree of [K, ...] like the parameters or {modality: [K, *features]}; diagnostics: {name: scalar} of the
     last step (see `bogc`).
+
+    >>> params = {"w": jnp.zeros(2)}
+    >>> state = bogc("ema", level="parameters", num_objectives=2).init(params)  # `update` returns another such state
+    >>> int(state.count), state.seen.tolist(), state.weights.shape, state.squares["w"].shape
+    (0, [0, 0], (2,), (2, 2))
     """
 
     count: Array  # type: ignore[assignment]  # hides tuple.count, as in Optax's own states
@@ -417,7 +422,15 @@ def _mean(values: Sequence[tuple[Array, int]]) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class BogcConfig(MethodConfig):
-    """Every entry of each gradient weighs by its evidence: certain ones more, uncertain ones less."""
+    """Every entry of each gradient weighs by its evidence: certain ones more, uncertain ones less.
+
+    >>> BogcConfig(moments="ema", level="parameters", decay=0.95).conservatism
+    True
+    >>> BogcConfig(moments="laplace", level="parameters").validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: method.moments='laplace' has no level='parameters': take level='features'
+    """
 
     name: str = "bogc"
     moments: Kind = "laplace"

@@ -91,7 +91,15 @@ def dwa(
 
 @dataclass(frozen=True, kw_only=True)
 class DwaConfig(MethodConfig):
-    """The loss that has fallen least over the last two epochs gets the most weight."""
+    """The loss that has fallen least over the last two epochs gets the most weight.
+
+    >>> DwaConfig(window=100).temperature
+    2.0
+    >>> DwaConfig(window=0).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: method.window must be a finite number >= 1, got 0
+    """
 
     name: str = "dwa"
     temperature: float = 2.0

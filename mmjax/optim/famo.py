@@ -93,7 +93,15 @@ def famo(
 
 @dataclass(frozen=True, kw_only=True)
 class FamoConfig(MethodConfig):
-    """All losses are to fall at one rate: the weights are learned from how fast each fell."""
+    """All losses are to fall at one rate: the weights are learned from how fast each fell.
+
+    >>> FamoConfig(learning_rate=0.01, scale="sum").decay
+    0.001
+    >>> FamoConfig(decay=-1.0).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: method.decay must be a finite number >= 0, got -1.0
+    """
 
     name: str = "famo"
     learning_rate: float = 0.025

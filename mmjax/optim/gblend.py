@@ -140,7 +140,15 @@ def _validation_values(observed: Observed) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class GBlendConfig(MethodConfig):
-    """Weights by how much each objective generalises for how much it overfits, re-estimated every n epochs."""
+    """Weights by how much each objective generalises for how much it overfits, re-estimated every n epochs.
+
+    >>> GBlendConfig(every=5).floor
+    0.01
+    >>> GBlendConfig(every=0).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: method.every must be a finite number >= 1, got 0
+    """
 
     name: str = "gblend"
     every: int = 1

@@ -20,7 +20,15 @@ from mmjax.optim.rows import gradient_rows
 
 
 class GradDropState(NamedTuple):
-    """State of `graddrop`."""
+    """State of `graddrop`.
+
+    >>> combiner = graddrop()
+    >>> params = {"w": jnp.zeros(2)}
+    >>> grads = {"w": jnp.array([[1.0, 3.0], [2.0, 1.0]])}
+    >>> _, state = combiner.update(grads, combiner.init(params), params, key=jax.random.key(0))
+    >>> state.weights.tolist()  # no signs differ, so all of both gradients came through
+    [1.0, 1.0]
+    """
 
     record: WeightRecord
 
@@ -114,7 +122,12 @@ def graddrop(*, num_objectives: int | None = None) -> optax.GradientTransformati
 
 @dataclass(frozen=True, kw_only=True)
 class GradDropConfig(MethodConfig):
-    """At each entry of the gradient one sign is drawn, and what has the other one is dropped."""
+    """At each entry of the gradient one sign is drawn, and what has the other one is dropped.
+
+    >>> config = GradDropConfig()
+    >>> config.kind, config.backward_passes, Promise.NON_CONFLICTING in config.promises
+    ('gradient', '2', False)
+    """
 
     name: str = "graddrop"
 

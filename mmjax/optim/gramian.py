@@ -148,7 +148,16 @@ def _matrix(entries: dict[tuple[int, int], Array], k: int) -> Array:
 
 
 class GramState(NamedTuple):
-    """State of a Gram-based method: the weights that it used last."""
+    """State of a Gram-based method: the weights that it used last.
+
+    >>> from mmjax.optim import mgda
+    >>> combiner = mgda()
+    >>> params = {"w": jnp.zeros(2)}
+    >>> grads = {"w": jnp.array([[1.0, 0.0], [0.0, 1.0]])}
+    >>> _, state = combiner.update(grads, combiner.init(params), params)
+    >>> [round(float(w), 3) for w in state.weights]
+    [0.5, 0.5]
+    """
 
     record: WeightRecord
 

@@ -93,7 +93,15 @@ def imtl_g(
 
 @dataclass(frozen=True, kw_only=True)
 class ImtlGConfig(MeanGramConfig):
-    """The combination on which all gradients have equal projections."""
+    """The combination on which all gradients have equal projections.
+
+    >>> ImtlGConfig(negative="mean").scope
+    'shared'
+    >>> ImtlGConfig(negative="drop").validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: method.negative must be one of keep, mean; got 'drop'
+    """
 
     name: str = "imtl_g"
     negative: Negative = "keep"

@@ -19,7 +19,14 @@ from mmjax.optim.record import WeightRecord, empty_record, recorded
 
 
 class JointState(NamedTuple):
-    """State of `joint`."""
+    """State of `joint`.
+
+    >>> combiner = joint()
+    >>> params = {"w": jnp.zeros(2)}
+    >>> _, state = combiner.update({"w": jnp.ones((3, 2))}, combiner.init(params), params)
+    >>> state.weights.tolist()
+    [1.0, 0.0, 0.0]
+    """
 
     record: WeightRecord
 
@@ -85,7 +92,11 @@ def joint(*, num_objectives: int | None = None) -> optax.GradientTransformationE
 
 @dataclass(frozen=True, kw_only=True)
 class JointConfig(MethodConfig):
-    """The fusion loss alone; the uni-modal heads are probes on stop_gradient(features)."""
+    """The fusion loss alone; the uni-modal heads are probes on stop_gradient(features).
+
+    >>> JointConfig().probe_heads, JointConfig().backward_passes
+    (True, '1')
+    """
 
     name: str = "joint"
 

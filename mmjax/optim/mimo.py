@@ -60,7 +60,16 @@ def mimo_weights(values: Array, penalty: float | Array, smoothing: float | Array
 
 
 class MimoState(NamedTuple):
-    """State of `mimo`: the step count (int32 scalar; schedules run on it) and the last weights."""
+    """State of `mimo`: the step count (int32 scalar; schedules run on it) and the last weights.
+
+    In a chain the combiner's state stands first:
+
+    >>> tx = optax.chain(mimo(penalty=2.0), optax.sgd(0.1))
+    >>> params = {"w": jnp.zeros(1)}
+    >>> _, state = tx.update({"w": jnp.ones((3, 1))}, tx.init(params), params, values=jnp.array([0.5, 0.7, 0.7]))
+    >>> state[0].weights.tolist(), int(state[0].count)
+    ([1.0, 1.0, 1.0], 1)
+    """
 
     count: Array  # type: ignore[assignment]  # hides tuple.count, as in Optax's own states
     record: WeightRecord
@@ -130,7 +139,15 @@ def mimo(
 
 @dataclass(frozen=True, kw_only=True)
 class MimoConfig(MethodConfig):
-    """The fusion loss plus a smoothed penalty on the worst uni-modal loss."""
+    """The fusion loss plus a smoothed penalty on the worst uni-modal loss.
+
+    >>> MimoConfig(penalty=1.0, smoothing=0.2).reading
+    'our reading'
+    >>> MimoConfig(smoothing=0.0).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: method.smoothing must be a finite number > 0, got 0.0
+    """
 
     name: str = "mimo"
     penalty: float = 2.0

@@ -197,7 +197,15 @@ def _encoders(rows: GradientRows, groups: Any) -> Mapping[int, list[int]]:
 
 @dataclass(frozen=True, kw_only=True)
 class MMParetoConfig(MethodConfig):
-    """In each encoder, the fusion's and the modality's gradient without conflict, the step size restored."""
+    """In each encoder, the fusion's and the modality's gradient without conflict, the step size restored.
+
+    >>> MMParetoConfig(gamma=1.0, max_scale=4.0).level
+    'parameters'
+    >>> MMParetoConfig(level="feature").validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: method.level must be one of parameters, features; got 'feature' (did you mean features?)
+    """
 
     name: str = "mmpareto"
     gamma: float = 1.5

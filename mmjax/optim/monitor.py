@@ -23,6 +23,16 @@ class MonitorState(NamedTuple):
 
     The padded arrays hold K entries (or K x K), and NaN (0 for conflicts) up to 16 where `num_objectives` was not given;
     the properties cut them to K outside a trace.
+
+    >>> from mmjax.optim import mimo
+    >>> tx = monitor(mimo(penalty=2.0), every=2)
+    >>> params = {"w": jnp.zeros(2)}
+    >>> grads = {"w": jnp.array([[3.0, 4.0], [1.0, 0.0], [0.0, 1.0]])}
+    >>> _, state = tx.update(grads, tx.init(params), params, values=jnp.array([0.5, 0.7, 0.7]))
+    >>> state.weights.tolist(), state.norms.tolist(), int(state.measurements)
+    ([1.0, 1.0, 1.0], [5.0, 1.0, 1.0], 1)
+    >>> [round(float(c), 3) for c in state.cosines[0]], int(state.inner.count)
+    ([1.0, 0.6, 0.8], 1)
     """
 
     inner: PyTree

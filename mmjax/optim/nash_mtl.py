@@ -105,7 +105,15 @@ def nash_mtl(
 
 @dataclass(frozen=True, kw_only=True)
 class NashMtlConfig(GramConfig):
-    """The bargaining solution: every objective's relative gain weighs the same."""
+    """The bargaining solution: every objective's relative gain weighs the same.
+
+    >>> NashMtlConfig(max_norm=1.0).scope
+    'shared'
+    >>> NashMtlConfig(max_norm=0.0).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: method.max_norm must be a finite number > 0, got 0.0
+    """
 
     name: str = "nash_mtl"
     max_norm: float | None = None

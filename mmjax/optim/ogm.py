@@ -23,7 +23,18 @@ PyTree = Any
 
 
 class OgmState(NamedTuple):
-    """State of `ogm` and `ogm_ge`: steps taken (int32 scalar) and the last factors."""
+    """State of `ogm` and `ogm_ge`: steps taken (int32 scalar) and the last factors.
+
+    >>> combiner = ogm(alpha=0.1)
+    >>> params = {"a": jnp.zeros((1, 1)), "b": jnp.zeros((1, 1))}
+    >>> logits = {"a": jnp.array([[9.0, 0.0]]), "b": jnp.array([[0.0, 0.0]])}  # a is right, b is at chance
+    >>> _, state = combiner.update(
+    ...     {m: jnp.ones((3, 1, 1)) for m in params}, combiner.init(params), params,
+    ...     unimodal_logits=logits, labels=jnp.array([0]), groups={"a": "encoder/a", "b": "encoder/b"},
+    ... )
+    >>> [round(float(k), 3) for k in state.weights], int(state.count)  # a's encoder is slowed down
+    ([1.0, 0.803, 1.0], 1)
+    """
 
     count: Array  # type: ignore[assignment]  # hides tuple.count, as in Optax's own states
     record: WeightRecord
@@ -250,7 +261,15 @@ def _check_arguments(method: str, unimodal_logits: Any, labels: Any, groups: Any
 
 @dataclass(frozen=True, kw_only=True)
 class OgmConfig(MethodConfig):
-    """Joint training that slows down the encoder of the modality that is ahead."""
+    """Joint training that slows down the encoder of the modality that is ahead.
+
+    >>> OgmConfig(alpha=0.5, stop_epoch=20.0).probe_heads
+    True
+    >>> OgmConfig(start_epoch=5.0, stop_epoch=1.0).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: method.stop_epoch must be a finite number >= 5.0, got 1.0
+    """
 
     name: str = "ogm"
     alpha: float = 0.3
@@ -302,7 +321,11 @@ class OgmConfig(MethodConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class OgmGeConfig(OgmConfig):
-    """OGM with noise on the encoders' gradients, of their own spread."""
+    """OGM with noise on the encoders' gradients, of their own spread.
+
+    >>> OgmGeConfig(alpha=0.5).name, Promise.LINEAR_UNDER_SCALING in OgmGeConfig.promises  # the noise is not
+    ('ogm_ge', False)
+    """
 
     name: str = "ogm_ge"
 

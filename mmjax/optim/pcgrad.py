@@ -89,7 +89,15 @@ def pcgrad(
 
 @dataclass(frozen=True, kw_only=True)
 class PcgradConfig(GramConfig):
-    """Each gradient projected off those that it conflicts with, in random order; then the sum."""
+    """Each gradient projected off those that it conflicts with, in random order; then the sum.
+
+    >>> PcgradConfig(scope="all").backward_passes
+    '2 (features: 1)'
+    >>> PcgradConfig(scope="none").validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: method.scope must be one of shared, all; got 'none'
+    """
 
     name: str = "pcgrad"
 

@@ -11,6 +11,12 @@ class Promise(StrEnum):
     A method declares its promises in its `MethodConfig`. A promise may hold for some options only; those are named here.
     What every combiner owes (finite and of the right shape at any common scale, lazy as stacked, absent objectives
     without opinion, ...) is no promise: `check_combiner` checks it always.
+
+    >>> from mmjax.optim import METHODS
+    >>> [name for name, config in METHODS.items() if Promise.NON_CONFLICTING in config.promises]
+    ['mgda', 'upgrad', 'nash_mtl']
+    >>> Promise("stationary").name
+    'STATIONARY'
     """
 
     IDENTITY_FOR_ONE = "identity_for_one"

@@ -46,7 +46,15 @@ def rlw(*, scale: Scale = "mean", num_objectives: int | None = None) -> optax.Gr
 
 @dataclass(frozen=True, kw_only=True)
 class RlwConfig(MethodConfig):
-    """Random weights, drawn anew each step: what a method that computes them must beat."""
+    """Random weights, drawn anew each step: what a method that computes them must beat.
+
+    >>> RlwConfig(scale="sum").source
+    'Lin et al., Reasonable Effectiveness of Random Weighting, 2022'
+    >>> RlwConfig(scale="sums").validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: method.scale must be one of mean, sum; got 'sums' (did you mean sum?)
+    """
 
     name: str = "rlw"
     scale: Scale = "mean"

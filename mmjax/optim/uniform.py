@@ -17,7 +17,15 @@ from mmjax.optim.record import WeightRecord, empty_record, recorded
 
 
 class UniformState(NamedTuple):
-    """State of `uniform`."""
+    """State of `uniform`.
+
+    >>> combiner = uniform()
+    >>> params = {"w": jnp.zeros(2)}
+    >>> grads, active = {"w": jnp.ones((3, 2))}, jnp.array([True, True, False])
+    >>> _, state = combiner.update(grads, combiner.init(params), params, active=active)
+    >>> state.weights.tolist()
+    [1.0, 1.0, 0.0]
+    """
 
     record: WeightRecord
 
@@ -65,7 +73,11 @@ def uniform(*, num_objectives: int | None = None) -> optax.GradientTransformatio
 
 @dataclass(frozen=True, kw_only=True)
 class UniformConfig(MethodConfig):
-    """Plain sum of the fusion loss and every uni-modal loss: the control."""
+    """Plain sum of the fusion loss and every uni-modal loss: the control.
+
+    >>> UniformConfig().name, UniformConfig().backward_passes
+    ('uniform', '1')
+    """
 
     name: str = "uniform"
 

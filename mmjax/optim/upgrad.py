@@ -80,7 +80,11 @@ def upgrad(
 
 @dataclass(frozen=True, kw_only=True)
 class UpgradConfig(MeanGramConfig):
-    """The mean of the gradients, each projected so that no objective gets worse."""
+    """The mean of the gradients, each projected so that no objective gets worse.
+
+    >>> UpgradConfig(level="features").scale, Promise.STATIONARY in UpgradConfig.promises
+    ('mean', True)
+    """
 
     name: str = "upgrad"
 
