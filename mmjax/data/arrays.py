@@ -204,6 +204,14 @@ def read_inputs(path: str | Path, modalities: Iterable[str]) -> dict[str, np.nda
     Raises:
       FileNotFoundError: no file at `path`.
       ValueError: a modality that is missing or cannot be read, lengths that differ, NaN or infinite values.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+    ...     np.savez(file, audio=np.ones((20, 5)), label=np.arange(20))
+    ...     file.flush()
+    ...     inputs = read_inputs(file.name, ["audio"])
+    >>> {m: (x.shape, str(x.dtype)) for m, x in inputs.items()}
+    {'audio': ((20, 5), 'float32')}
     """
     arrays, unreadable = read_npz(path)
     wanted = tuple(modalities)
@@ -225,6 +233,15 @@ class Npz(DataConfig):
     """One's own arrays, in an npz file.
 
     The file holds one array a modality, `label`, and optionally `split`, as `from_arrays` takes them.
+
+    >>> import tempfile
+    >>> rng = np.random.default_rng(0)
+    >>> with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+    ...     np.savez(file, image=rng.normal(size=(20, 3, 3)), audio=rng.normal(size=(20, 5)), label=np.arange(20) % 2)
+    ...     file.flush()
+    ...     splits = Npz(path=file.name, images=("image",)).load()
+    >>> {m: x.shape for m, x in splits.train.inputs.items()}, len(splits.validation), len(splits.test)
+    ({'audio': (14, 5), 'image': (14, 3, 3)}, 2, 4)
     """
 
     name: str = "npz"

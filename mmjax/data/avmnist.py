@@ -115,6 +115,14 @@ class AvMnist(DataConfig):
     used; the defaults are the fast runs' and 55,000 / 5,000 / 10,000 is everything.
     Raises FileNotFoundError when the folder is not there or not complete, and ValueError when one of its files is not
     what was written, when a count is out of range and for an unknown size or modality.
+
+    >>> AvMnist(path="data/avmnist", size="lenet", modalities=("audio",)).num_test
+    5000
+    >>> AvMnist(path="not/there").load()
+    Traceback (most recent call last):
+        ...
+    FileNotFoundError: data.path='not/there' holds no prepared AV-MNIST; make it with
+      mmjax data prepare avmnist --mnist DIR --speech DIR --noise DIR --out DIR
     """
 
     name: str = "avmnist"

@@ -51,6 +51,13 @@ class Mfeat(DataConfig):
     The files are those of the UCI Machine Learning Repository ("Multiple Features", by Robert Duin), in which the
     digit of a row is its number // 200. Splits are drawn by class; features are standardised over training. Six digits
     stand in the published files twice; nothing is removed, so up to 6 test digits may also be in training.
+
+    >>> Mfeat(path="data/mfeat", modalities=("fou", "pix")).needs
+    "the six files of UCI 'Multiple Features', 5 MB (--data.path FOLDER)"
+    >>> Mfeat().load()
+    Traceback (most recent call last):
+        ...
+    ValueError: data.path is empty; name the folder that holds the six mfeat-* files
     """
 
     name: str = "mfeat"

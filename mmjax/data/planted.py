@@ -62,6 +62,10 @@ class Planted(DataConfig):
 
     A group of modalities is written "a+b". The modalities are all that `unique`, `redundant` and `synergistic` name;
     `unique={"c": 0.0}` adds one that says nothing.
+
+    >>> splits = Planted(unique={"a": 1.0, "b": 0.0}, redundant={}, synergistic={}, train_examples=100).load()
+    >>> splits.train.modalities, splits.train.inputs["a"].shape, splits.train.task.num_outputs
+    (('a', 'b'), (100, 8), 2)
     """
 
     name: str = "planted"

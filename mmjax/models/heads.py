@@ -15,6 +15,12 @@ class LastLayer(NamedTuple):
     """A head's last, linear layer: logits = inputs @ kernel + bias.
 
     inputs: [B, D']; kernel: [D', C]; bias: [C].
+
+    >>> import jax
+    >>> out, _ = Head(num_outputs=4).init_with_output(jax.random.key(0), jnp.ones((2, 3)), train=False)
+    >>> last = out.last_layer
+    >>> bool(jnp.allclose(out.logits, last.inputs @ last.kernel + last.bias)), last.kernel.shape
+    (True, (3, 4))
     """
 
     inputs: Array
@@ -23,7 +29,13 @@ class LastLayer(NamedTuple):
 
 
 class HeadOutput(NamedTuple):
-    """What a head or fusion module returns: logits float32 [B, C] and its last layer; None where none is linear."""
+    """What a head or fusion module returns: logits float32 [B, C] and its last layer; None where none is linear.
+
+    >>> last = LastLayer(inputs=jnp.ones((2, 3)), kernel=jnp.ones((3, 4)), bias=jnp.zeros(4))
+    >>> out = HeadOutput(logits=last.inputs @ last.kernel + last.bias, last_layer=last)
+    >>> out.logits.shape, HeadOutput(out.logits, None).last_layer
+    ((2, 4), None)
+    """
 
     logits: Array
     last_layer: LastLayer | None

@@ -18,6 +18,13 @@ class Norm(nn.Module):
 
     kind: "batch" keeps running statistics in the collection `batch_stats` (momentum .9, as PyTorch's .1); "group" has
     the largest number of groups up to `groups` that divides the channels. axis_name: the devices' axis under pmap.
+
+    >>> x = jnp.array([[0.0, 1.0], [2.0, 5.0]])
+    >>> norm = Norm("batch")
+    >>> variables = norm.init(jax.random.key(0), x, train=False)
+    >>> y, moved = norm.apply(variables, x, train=True, mutable="batch_stats")
+    >>> y.round(2).tolist(), [round(float(mean), 2) for mean in moved["batch_stats"]["batch"]["mean"]]
+    ([[-1.0, -1.0], [1.0, 1.0]], [0.1, 0.3])
     """
 
     kind: NormKind
@@ -57,7 +64,13 @@ def max_pool_2x2(x: Array) -> Array:
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask depends on the key and the example's place in the global batch, not on the devices."""
+    """Dropout whose mask depends on the key and the example's place in the global batch, not on the devices.
+
+    >>> x = jnp.ones((2, 1000))
+    >>> kept = Dropout(rate=0.5).apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
+    >>> sorted(set(kept.ravel().tolist())), bool((Dropout(rate=0.5).apply({}, x, train=False) == x).all())
+    ([0.0, 2.0], True)
+    """
 
     rate: float
     axis_name: str | None = None

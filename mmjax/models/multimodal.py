@@ -153,6 +153,17 @@ def build_model(
 
     Raises:
       ValueError: an encoder is configured for a modality that the data do not have.
+
+    >>> from mmjax.config import ModelConfig
+    >>> from mmjax.models import LateConfig, LeNetConfig
+    >>> config = ModelConfig(encoders={"image": LeNetConfig()}, fusion=LateConfig())
+    >>> model = build_model(config, ("audio", "image"), num_outputs=10)
+    >>> {m: type(encoder).__name__ for m, encoder in model.encoders.items()}
+    {'audio': 'MLP', 'image': 'LeNet'}
+    >>> build_model(config, ("audio", "text"), num_outputs=10)
+    Traceback (most recent call last):
+        ...
+    ValueError: model.encoders.image: the data have no such modality, only ['audio', 'text']
     """
     unknown = sorted(set(config.encoders) - set(modalities))
     if unknown:

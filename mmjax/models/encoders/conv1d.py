@@ -69,7 +69,15 @@ class Conv1D(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Conv1DConfig(EncoderConfig):
-    """One-dimensional convolutions on waveforms."""
+    """One-dimensional convolutions on waveforms.
+
+    >>> Conv1DConfig(channels=16, norm="group").build().channels
+    16
+    >>> Conv1DConfig(stride=0).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: encoder option stride must be at least 1, got 0
+    """
 
     name: str = "conv1d"
     channels: int = 32

@@ -18,7 +18,16 @@ from mmjax.models.adapters import PureEncoder
 
 @dataclass(frozen=True, kw_only=True)
 class CustomConfig(EncoderConfig):
-    """A linen module, a pure function, or a factory of modules, found by its import path."""
+    """A linen module, a pure function, or a factory of modules, found by its import path.
+
+    >>> config = CustomConfig(path="mmjax.models:MLP", options={"width": 8})
+    >>> config.build().width
+    8
+    >>> CustomConfig(path="mmjax.models:MPL").validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: encoder option path: cannot find mmjax.models:MPL: module 'mmjax.models' has no attribute 'MPL'
+    """
 
     name: str = "custom"
     path: str = ""

@@ -62,7 +62,15 @@ class GRU(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class GRUConfig(EncoderConfig):
-    """Gated recurrent units on sequences."""
+    """Gated recurrent units on sequences.
+
+    >>> GRUConfig(width=30, features="tokens").build().width
+    30
+    >>> GRUConfig(dropout=1.0).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: encoder option dropout must be in [0, 1), got 1.0
+    """
 
     name: str = "gru"
     width: int = 64

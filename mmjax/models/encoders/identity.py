@@ -31,7 +31,12 @@ class Identity(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class IdentityConfig(EncoderConfig):
-    """No encoder: features made elsewhere."""
+    """No encoder: features made elsewhere.
+
+    >>> features = jnp.ones((2, 3))
+    >>> bool((IdentityConfig().build().apply({}, features, train=False) == features).all())
+    True
+    """
 
     name: str = "identity"
 

@@ -57,7 +57,15 @@ class LeNet(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class LeNetConfig(EncoderConfig):
-    """The published AV-MNIST LeNet."""
+    """The published AV-MNIST LeNet.
+
+    >>> LeNetConfig(channels=6, norm="group").build().layers
+    3
+    >>> LeNetConfig(norm="layer").validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: encoder option norm must be one of ('none', 'batch', 'group'), got 'layer'
+    """
 
     name: str = "lenet"
     channels: int = 3

@@ -46,7 +46,15 @@ class MLP(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class MLPConfig(EncoderConfig):
-    """Multi-layer perceptron on the flattened input."""
+    """Multi-layer perceptron on the flattened input.
+
+    >>> MLPConfig(width=64, dropout=0.1).build().depth
+    2
+    >>> MLPConfig(depth=0).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: encoder option depth must be at least 1, got 0
+    """
 
     name: str = "mlp"
     width: int = 128

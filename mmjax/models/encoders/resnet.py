@@ -108,7 +108,15 @@ class ResNet18(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet18Config(EncoderConfig):
-    """ResNet-18 on images or spectrograms."""
+    """ResNet-18 on images or spectrograms.
+
+    >>> ResNet18Config(width=16, norm="group").build().stem
+    'small'
+    >>> ResNet18Config(stem="tiny").validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: encoder option stem must be small or large, got 'tiny'
+    """
 
     name: str = "resnet18"
     width: int = 64

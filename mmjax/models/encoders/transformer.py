@@ -78,7 +78,15 @@ class Transformer(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig(EncoderConfig):
-    """Transformer on sequences or tokens."""
+    """Transformer on sequences or tokens.
+
+    >>> TransformerConfig(width=32, vocabulary=1000).build().layers
+    2
+    >>> TransformerConfig(width=30, heads=4).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: encoder option heads must be a divisor of width=30, got 4
+    """
 
     name: str = "transformer"
     width: int = 64

@@ -68,7 +68,15 @@ class ViT(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig(EncoderConfig):
-    """Vision Transformer on images or spectrograms."""
+    """Vision Transformer on images or spectrograms.
+
+    >>> ViTConfig(width=32, patch=7).build().heads
+    4
+    >>> ViTConfig(patch=0).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: encoder option patch must be at least 1, got 0
+    """
 
     name: str = "vit"
     width: int = 64

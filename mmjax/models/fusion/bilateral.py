@@ -98,7 +98,15 @@ class MultiplicativeFusion(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class FiLMConfig(FusionConfig):
-    """Feature-wise linear modulation of one modality by the other; two modalities only."""
+    """Feature-wise linear modulation of one modality by the other; two modalities only.
+
+    >>> FiLMConfig(width=32, conditioning="text").build(num_outputs=10).conditioning
+    'text'
+    >>> FiLMConfig(width=0).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: fusion option width must be at least 1, got 0
+    """
 
     name: str = "film"
     width: int = 128
@@ -121,7 +129,15 @@ class FiLMConfig(FusionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MultiplicativeConfig(FusionConfig):
-    """Multiplicative interactions of two modalities."""
+    """Multiplicative interactions of two modalities.
+
+    >>> MultiplicativeConfig(width=8, absent="token").build(num_outputs=10).width
+    8
+    >>> MultiplicativeConfig(absent="none").validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: fusion option absent must be one of ('zero', 'token', 'mean'), got 'none'
+    """
 
     name: str = "multiplicative"
     width: int = 32

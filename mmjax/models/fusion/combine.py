@@ -122,7 +122,15 @@ def check_absent(absent: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ConcatConfig(FusionConfig):
-    """Concatenated features, hidden layers, one linear layer."""
+    """Concatenated features, hidden layers, one linear layer.
+
+    >>> ConcatConfig(hidden=()).build(num_outputs=10).hidden
+    ()
+    >>> ConcatConfig(hidden=(0,)).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: fusion option hidden must be widths of at least 1, got (0,)
+    """
 
     name: str = "concat"
     hidden: tuple[int, ...] = (128,)
@@ -142,7 +150,15 @@ class ConcatConfig(FusionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SumConfig(FusionConfig):
-    """Sum of linear maps of the features, ReLU, hidden layers, one linear layer."""
+    """Sum of linear maps of the features, ReLU, hidden layers, one linear layer.
+
+    >>> SumConfig(width=32).build(num_outputs=10).width
+    32
+    >>> SumConfig(width=0).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: fusion option width must be at least 1, got 0
+    """
 
     name: str = "sum"
     width: int = 128
@@ -163,7 +179,15 @@ class SumConfig(FusionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GatedConfig(FusionConfig):
-    """Gated multi-modal unit, hidden layers, one linear layer."""
+    """Gated multi-modal unit, hidden layers, one linear layer.
+
+    >>> GatedConfig(width=32, hidden=(16,)).build(num_outputs=10).hidden
+    (16,)
+    >>> GatedConfig(width=0).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: fusion option width must be at least 1, got 0
+    """
 
     name: str = "gated"
     width: int = 128

@@ -22,7 +22,15 @@ from mmjax.models.heads import HeadOutput, LastLayer
 
 
 class DecisionFusion(nn.Module):
-    """Base of the fusions of decisions: `__call__({modality: HeadOutput}, train, present=None) -> HeadOutput`."""
+    """Base of the fusions of decisions: `__call__({modality: HeadOutput}, train, present=None) -> HeadOutput`.
+
+    >>> class Loudest(DecisionFusion):  # each example's decision is that of the largest logit
+    ...     def __call__(self, decisions, train, present=None):
+    ...         return HeadOutput(jnp.max(jnp.stack([d.logits for d in decisions.values()]), axis=0), None)
+    >>> decisions = {"a": HeadOutput(jnp.array([[2.0, 0.0]]), None), "b": HeadOutput(jnp.array([[0.0, 4.0]]), None)}
+    >>> Loudest().apply({}, decisions, train=False).logits.tolist()
+    [[2.0, 4.0]]
+    """
 
 
 class LateFusion(DecisionFusion):
@@ -137,7 +145,11 @@ def _weighted(decisions: Mapping[str, HeadOutput], weights: Array) -> HeadOutput
 
 @dataclass(frozen=True, kw_only=True)
 class LateConfig(FusionConfig):
-    """Mean of the uni-modal logits."""
+    """Mean of the uni-modal logits.
+
+    >>> isinstance(LateConfig().build(num_outputs=10), DecisionFusion), LateConfig.tasks
+    (True, ('classification', 'multilabel', 'regression'))
+    """
 
     name: str = "late"
 
@@ -149,7 +161,11 @@ class LateConfig(FusionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class UncertaintyWeightedConfig(FusionConfig):
-    """Uni-modal logits weighted by their energy, as QMF does; for classification."""
+    """Uni-modal logits weighted by their energy, as QMF does; for classification.
+
+    >>> UncertaintyWeightedConfig().build(num_outputs=10).__class__.__name__, UncertaintyWeightedConfig.tasks
+    ('UncertaintyWeightedFusion', ('classification',))
+    """
 
     name: str = "uncertainty_weighted"
 
@@ -163,7 +179,11 @@ class UncertaintyWeightedConfig(FusionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EvidentialConfig(FusionConfig):
-    """Uni-modal opinions fused by the reduced Dempster rule; for classification."""
+    """Uni-modal opinions fused by the reduced Dempster rule; for classification.
+
+    >>> EvidentialConfig().build(num_outputs=10).__class__.__name__, EvidentialConfig.tasks
+    ('EvidentialFusion', ('classification',))
+    """
 
     name: str = "evidential"
 

@@ -116,7 +116,15 @@ class LowRankTensorFusion(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class TensorConfig(FusionConfig):
-    """The outer product of all features."""
+    """The outer product of all features.
+
+    >>> TensorConfig(project=8, hidden=()).build(num_outputs=10).project
+    8
+    >>> TensorConfig(project=-1).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: fusion option project must be at least 0, got -1
+    """
 
     name: str = "tensor"
     project: int = 16
@@ -139,7 +147,15 @@ class TensorConfig(FusionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LowRankTensorConfig(FusionConfig):
-    """Low-rank tensor fusion."""
+    """Low-rank tensor fusion.
+
+    >>> LowRankTensorConfig(rank=4, width=32).build(num_outputs=10).rank
+    4
+    >>> LowRankTensorConfig(rank=0).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: fusion option rank must be at least 1, got 0
+    """
 
     name: str = "low_rank_tensor"
     rank: int = 40
