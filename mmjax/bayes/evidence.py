@@ -25,14 +25,24 @@ TINY = 1e-30  # below any variance that float32 gradients have: makes all-zero v
 
 
 class BinaryOpinion(NamedTuple):
-    """Belief and uncertainty about one statement, arrays of one shape in [0, 1]; they sum to 1."""
+    """Belief and uncertainty about one statement, arrays of one shape in [0, 1]; they sum to 1.
+
+    >>> doubtful = binary_opinion(jnp.array(0.25))
+    >>> float(doubtful.belief), float(doubtful.uncertainty)
+    (0.20000000298023224, 0.800000011920929)
+    """
 
     belief: Array
     uncertainty: Array
 
 
 class Opinion(NamedTuple):
-    """Beliefs [..., C] in C exclusive classes and the uncertainty [...] left over; together they sum to 1."""
+    """Beliefs [..., C] in C exclusive classes and the uncertainty [...] left over; together they sum to 1.
+
+    >>> said = opinion(jnp.array([2.0, 0.0]))
+    >>> said.belief.tolist(), float(said.uncertainty), float(said.belief.sum() + said.uncertainty)
+    ([0.5, 0.0], 0.5, 1.0)
+    """
 
     belief: Array
     uncertainty: Array
@@ -91,7 +101,13 @@ def mean_where(x: Array, where: Array, *, axis: tuple[int, ...] | None = None, a
 
 
 class Calibration(NamedTuple):
-    """What opinions make of gradients: weights [K, ...], sum 1 over K (or 0 where nothing is there); boldness [...]."""
+    """What opinions make of gradients: weights [K, ...], sum 1 over K (or 0 where nothing is there); boldness [...].
+
+    >>> evidence = jnp.array([[3.0], [1.0]])  # of two objectives, on one entry
+    >>> made = calibrate(evidence, evidence > 0, jnp.array([True, True]), conservatism=False)
+    >>> made.weights.tolist(), made.boldness.tolist()
+    ([[0.6000000238418579], [0.4000000059604645]], [1.0])
+    """
 
     weights: Array
     boldness: Array

@@ -36,7 +36,13 @@ JITTER_STEPS = 6  # each ten times the last: up to a tenth of the mean of the di
 
 
 class Posterior(NamedTuple):
-    """Factor of a precision: lower Cholesky L of Λ + jitter I, [P, P] dense or [C, D+1, D+1] by blocks; jitter scalar."""
+    """Factor of a precision: lower Cholesky L of Λ + jitter I, [P, P] dense or [C, D+1, D+1] by blocks; jitter scalar.
+
+    >>> x, w, b = jnp.ones((5, 2)), jnp.zeros((2, 3)), jnp.zeros(3)
+    >>> found = posterior(precision(x, w, b), prior_precision=1.0)
+    >>> found.factor.shape, float(found.jitter)
+    ((9, 9), 0.0)
+    """
 
     factor: Array
     jitter: Array
@@ -164,7 +170,13 @@ def deviations(posterior: Posterior, key: Array, samples: int) -> Array:
 
 
 def sample_weights(posterior: Posterior, kernel: Array, bias: Array, key: Array, samples: int) -> Array:
-    """Return draws of the last layer's weights, [S, C, D+1], the bias in the last column. kernel: [D, C]; bias: [C]."""
+    """Return draws of the last layer's weights, [S, C, D+1], the bias in the last column. kernel: [D, C]; bias: [C].
+
+    >>> kernel, bias = jnp.ones((2, 3)), jnp.zeros(3)
+    >>> prior = posterior(empty_precision(2, 3), prior_precision=4.0)
+    >>> sample_weights(prior, kernel, bias, jax.random.key(0), samples=5).shape
+    (5, 3, 3)
+    """
     centre = jnp.concatenate([kernel.T, bias[:, None]], axis=1).astype(posterior.factor.dtype)
     return centre + deviations(posterior, key, samples).reshape(samples, *centre.shape)
 
@@ -197,6 +209,12 @@ def predictive(
 
     inputs: [N, D], at the last layer; kernel: [D, C]; bias: [C]. With a wide posterior they are less certain than the
     probabilities at its centre.
+
+    >>> inputs, kernel, bias = jnp.ones((1, 2)), jnp.array([[3.0, 0.0], [0.0, 0.0]]), jnp.zeros(2)
+    >>> wide = posterior(empty_precision(2, 2), prior_precision=0.1)
+    >>> probability = predictive(wide, inputs, kernel, bias, jax.random.key(0))[0]
+    >>> bool(0.5 < probability[0] < jax.nn.softmax(inputs @ kernel + bias)[0, 0])
+    True
     """
     logits = sampled_logits(inputs, sample_weights(posterior, kernel, bias, key, samples))
     return jnp.mean(jax.nn.softmax(logits) if likelihood == "softmax" else jax.nn.sigmoid(logits), axis=0)

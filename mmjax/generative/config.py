@@ -24,6 +24,18 @@ class GenerativeConfig(ModelConfig):
     """A generative model of all modalities, with a linear classifier on its hidden units.
 
     It has no encoders, fusion or heads of a `MultiModal`, and refuses options of theirs.
+
+    >>> config = MRBMConfig(hidden=4, visible={"image": "gaussian"}, rounds=3)
+    >>> config.kinds(("image", "tags"))
+    {'image': 'gaussian', 'tags': 'binary'}
+    >>> MRBMConfig(rounds=-1).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: model.rounds must be at least 0, got -1
+    >>> MRBMConfig(head_hidden=(8,)).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: model.head_hidden is no option of MRBMConfig: leave it at ()
     """
 
     visible: dict[str, VisibleKind] = field(default_factory=dict)
@@ -81,7 +93,16 @@ def _known(section: str, modality: str, modalities: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class MRBMConfig(GenerativeConfig):
-    """A multi-modal restricted Boltzmann machine."""
+    """A multi-modal restricted Boltzmann machine.
+
+    >>> core = MRBMConfig(hidden=4, visible={"image": "gaussian"}).core(("image", "tags"))
+    >>> core.num_hidden, core.modalities
+    (4, ('image', 'tags'))
+    >>> MRBMConfig(visible={"sound": "gaussian"}).core(("image", "tags"))
+    Traceback (most recent call last):
+        ...
+    ValueError: model.visible.sound: the data have no such modality, only ['image', 'tags']
+    """
 
     hidden: int = 1000
     """Number of hidden units."""
@@ -98,7 +119,16 @@ class MRBMConfig(GenerativeConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MDRNNConfig(GenerativeConfig):
-    """A multi-modal deep recurrent network."""
+    """A multi-modal deep recurrent network.
+
+    >>> core = MDRNNConfig(hidden=6, stacks={"image": (4,), "tags": (5, 3)}).core(("image", "tags"))
+    >>> core.depth, core.modalities
+    (2, ('image', 'tags'))
+    >>> MDRNNConfig(hidden=0).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: model.hidden must be at least 1, got 0
+    """
 
     stacks: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Widths of each modality's stack, bottom up; a modality that is not named has (1024, 1024)."""

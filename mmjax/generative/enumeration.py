@@ -39,6 +39,11 @@ def visible_states(model: MRBM, params: MRBMParams, modalities: Iterable[str] | 
 
     Raises:
       ValueError: more than 20 units, or a modality whose units are not binary.
+
+    >>> model = MRBM({"x": "binary", "y": "binary"}, num_hidden=3)
+    >>> params = model.init(jax.random.key(0), {"x": 1, "y": 1})
+    >>> {m: states.ravel().tolist() for m, states in visible_states(model, params).items()}
+    {'x': [0.0, 0.0, 1.0, 1.0], 'y': [0.0, 1.0, 0.0, 1.0]}
     """
     names = sorted(model.modalities if modalities is None else modalities)
     real = [m for m in names if model.visible[m] != "binary"]
@@ -59,6 +64,11 @@ def log_unnormalised(model: MRBM, params: MRBMParams, given: Mapping[str, Array]
 
     Raises:
       ValueError: more than 20 units to sum over.
+
+    >>> model = MRBM({"x": "binary", "y": "binary"}, num_hidden=3)
+    >>> params = model.init(jax.random.key(0), {"x": 1, "y": 1}, std=0.0)  # all energies are 0
+    >>> round(float(jnp.exp(log_unnormalised(model, params, {}))))  # so Z counts the states of 2 + 3 units
+    32
     """
     missing = [m for m in model.modalities if m not in given]
     if not missing:
@@ -95,6 +105,14 @@ def log_joint(model: MRBM, params: MRBMParams, inputs: Mapping[str, Array]) -> A
 
     Raises:
       ValueError: more than 20 units to sum over, no modality.
+
+    >>> model = MRBM({"x": "binary", "y": "binary"}, num_hidden=3)
+    >>> params = model.init(jax.random.key(0), {"x": 1, "y": 1}, std=0.0)  # all states are equally likely
+    >>> x = jnp.array([[0.0], [1.0]])
+    >>> [round(float(p), 3) for p in jnp.exp(log_joint(model, params, {"x": x, "y": x}))]
+    [0.25, 0.25]
+    >>> [round(float(p), 3) for p in jnp.exp(log_joint(model, params, {"x": x}))]
+    [0.5, 0.5]
     """
     model.missing(inputs)
     return log_unnormalised(model, params, inputs) - log_unnormalised(model, params, {})
@@ -105,6 +123,12 @@ def log_conditionals(model: MRBM, params: MRBMParams, inputs: Mapping[str, Array
 
     Raises:
       ValueError: more than 20 units to sum over.
+
+    >>> model = MRBM({"x": "binary", "y": "binary"}, num_hidden=3)
+    >>> params = model.init(jax.random.key(0), {"x": 1, "y": 2}, std=0.0)  # all states are equally likely
+    >>> found = log_conditionals(model, params, {"x": jnp.ones((1, 1)), "y": jnp.ones((1, 2))})
+    >>> {given: round(float(jnp.exp(log_p[0])), 3) for given, log_p in found.items()}
+    {'x': 0.25, 'y': 0.5}
     """
     joint = -model.free_energy(params, inputs)
     return {m: joint - log_unnormalised(model, params, {m: inputs[m]}) for m in model.modalities}
@@ -125,6 +149,11 @@ def exact_vi_objective(
 
     Raises:
       ValueError: more than 20 units to sum over, not exactly two modalities.
+
+    >>> model = MRBM({"x": "binary", "y": "binary"}, num_hidden=3)
+    >>> params = model.init(jax.random.key(0), {"x": 1, "y": 1}, std=0.0)  # all states are equally likely
+    >>> round(float(exact_vi_objective(model, params, {"x": jnp.ones((1, 1)), "y": jnp.ones((1, 1))})), 4)  # 2 log 2
+    1.3863
     """
     return vi_objective(log_conditionals(model, params, inputs), probability=probability, weights=weights)
 
@@ -134,6 +163,15 @@ def lowest_free_energy(model: MRBM, params: MRBMParams, given: Mapping[str, Arra
 
     Raises:
       ValueError: more than 20 missing units, or a missing modality that is not binary.
+
+    >>> model = MRBM({"x": "binary", "y": "binary"}, num_hidden=1)
+    >>> params = MRBMParams(
+    ...     weights={"x": jnp.zeros((1, 1)), "y": jnp.zeros((2, 1))},
+    ...     visible_bias={"x": jnp.zeros(1), "y": jnp.array([3.0, -3.0])},
+    ...     hidden_bias=jnp.zeros(1),
+    ... )
+    >>> {m: x.tolist() for m, x in lowest_free_energy(model, params, {"x": jnp.ones((1, 1))}).items()}
+    {'x': [[1.0]], 'y': [[1.0, 0.0]]}
     """
     missing = model.missing(given)
     states = visible_states(model, params, missing)

@@ -15,7 +15,12 @@ from mmjax.generative.visible import VisibleKind, visible_mean
 
 
 class Visibility(NamedTuple):
-    """Which entries of the missing modalities are visible all the same: {modality: bool [B, D_m]}, and their values."""
+    """Which entries of the missing modalities are visible all the same: {modality: bool [B, D_m]}, and their values.
+
+    >>> given = Visibility(mask={"tags": jnp.array([[True, False]])}, values={"tags": jnp.array([[1.0, 0.0]])})
+    >>> jnp.where(given.mask["tags"], given.values["tags"], 0.5).tolist()  # the first tag is known, the second is not
+    [[1.0, 0.5]]
+    """
 
     mask: dict[str, Array]
     values: dict[str, Array]
@@ -26,6 +31,15 @@ class Rounds(ABC):
 
     `start` is the feed-forward pass. Each round decodes the missing modalities, puts the entries that are visible back,
     and encodes everything again.
+
+    >>> class Half(Rounds):  # one hidden unit that follows what it predicts, half the way
+    ...     start = jnp.array([[1.0]])
+    ...     def activation(self, hidden):
+    ...         return {"y": hidden}
+    ...     def encode(self, filled):
+    ...         return filled["y"] / 2
+    >>> Half({"y": "gaussian"}, missing=("y",)).run(3).tolist()
+    [[0.125]]
     """
 
     start: Array
@@ -61,7 +75,17 @@ class Rounds(ABC):
 
 
 class Recurrent(Protocol):
-    """A model with hidden units over the inputs of all modalities: `MRBM`, `MDRNN`."""
+    """A model with hidden units over the inputs of all modalities: `MRBM`, `MDRNN`.
+
+    >>> from mmjax.generative import MRBM
+    >>> model: Recurrent = MRBM({"x": "binary", "y": "binary"}, num_hidden=2)
+    >>> model.modalities, model.missing(("x",))
+    (('x', 'y'), ('y',))
+    >>> params = model.init(jax.random.key(0), {"x": 3, "y": 1})
+    >>> rounds = model.rounds(params, {"x": jnp.ones((5, 3))})
+    >>> rounds.start.shape, rounds.decode(rounds.start)["y"].shape
+    ((5, 2), (5, 1))
+    """
 
     @property
     def visible(self) -> Mapping[str, VisibleKind]:
@@ -82,7 +106,14 @@ class Recurrent(Protocol):
 
 
 class Inferred(NamedTuple):
-    """hidden: [B, H], the features; inputs: {modality: [B, D_m]}, those given and the filled ones; rounds: int32 taken."""
+    """hidden: [B, H], the features; inputs: {modality: [B, D_m]}, those given and the filled ones; rounds: int32 taken.
+
+    >>> from mmjax.generative import MRBM
+    >>> model = MRBM({"x": "binary", "y": "binary"}, num_hidden=2)
+    >>> found = infer(model, model.init(jax.random.key(0), {"x": 3, "y": 1}), {"x": jnp.ones((5, 3))}, n_steps=4)
+    >>> found.hidden.shape, {m: x.shape for m, x in found.inputs.items()}, int(found.rounds)
+    ((5, 2), {'x': (5, 3), 'y': (5, 1)}, 4)
+    """
 
     hidden: Array
     inputs: dict[str, Array]

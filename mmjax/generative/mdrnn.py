@@ -26,7 +26,13 @@ PyTree = Any
 
 
 class MDRNNParams(flax.struct.PyTreeNode):
-    """stacks: {modality: RBMParams of each layer, bottom up}; joint: over the stacks' tops."""
+    """stacks: {modality: RBMParams of each layer, bottom up}; joint: over the stacks' tops.
+
+    >>> mdrnn = MDRNN({"image": "gaussian", "tags": "binary"}, {"image": (4,), "tags": (5, 3)}, num_hidden=6)
+    >>> params = mdrnn.init(jax.random.key(0), {"image": 7, "tags": 8})
+    >>> [layer.weights.shape for layer in params.stacks["tags"]], params.joint.weights["tags"].shape
+    ([(8, 5), (5, 3)], (3, 6))
+    """
 
     stacks: dict[str, tuple[RBMParams, ...]]
     joint: MRBMParams

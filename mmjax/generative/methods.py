@@ -41,7 +41,15 @@ class Losses(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerativeMethod(MethodConfig):
-    """What trains a generative model: the weighted sum of its losses, a sparsity penalty besides."""
+    """What trains a generative model: the weighted sum of its losses, a sparsity penalty besides.
+
+    >>> HybridConfig(chains=100).names(("audio", "image")), HybridConfig(chains=100).num_chains
+    (('fusion', 'audio', 'image'), 100)
+    >>> PCDConfig(sparsity_target=1.0).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: method.sparsity_target must be in (0, 1), got 1.0
+    """
 
     sparsity: float = 0.0
     """Weight of the KL divergence of each hidden unit's mean activity from the target; 0: none."""
@@ -114,7 +122,15 @@ def _weighted(values: dict[str, Array], weights: Mapping[str, float], chains: di
 
 @dataclass(frozen=True, kw_only=True)
 class PCDConfig(GenerativeMethod):
-    """Maximum likelihood of the joint, by persistent contrastive divergence."""
+    """Maximum likelihood of the joint, by persistent contrastive divergence.
+
+    >>> PCDConfig(chains=100).num_chains, PCDConfig().names(("audio", "image"))
+    (100, ('fusion',))
+    >>> PCDConfig(steps=0).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: method.steps must be at least 1, got 0
+    """
 
     name: str = "pcd"
     steps: int = 10
@@ -152,7 +168,15 @@ class PCDConfig(GenerativeMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class CDPercLossConfig(GenerativeMethod):
-    """Variation of information by a perceptron loss on samples of the conditionals (CD-PercLoss)."""
+    """Variation of information by a perceptron loss on samples of the conditionals (CD-PercLoss).
+
+    >>> CDPercLossConfig(steps=5).names(("audio", "image"))
+    ('audio', 'image')
+    >>> CDPercLossConfig(steps=0).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: method.steps must be at least 1, got 0
+    """
 
     name: str = "cd_percloss"
     steps: int = 10
@@ -179,7 +203,15 @@ class CDPercLossConfig(GenerativeMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class MultiPredictionConfig(GenerativeMethod):
-    """Multi-prediction: recurrent inference of each modality from the others, trained by backpropagation."""
+    """Multi-prediction: recurrent inference of each modality from the others, trained by backpropagation.
+
+    >>> MultiPredictionConfig(n_steps=10, backprop_steps=5).names(("audio", "image"))
+    ('audio', 'image')
+    >>> MultiPredictionConfig(keep_max=2.0).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: method.keep_max must be in [0, 1], got 2.0
+    """
 
     name: str = "multi_prediction"
     n_steps: int = 5
@@ -220,7 +252,15 @@ class MultiPredictionConfig(GenerativeMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class HybridConfig(MultiPredictionConfig):
-    """alpha times multi-prediction plus 1 - alpha times maximum likelihood."""
+    """alpha times multi-prediction plus 1 - alpha times maximum likelihood.
+
+    >>> HybridConfig(alpha=0.9).names(("audio", "image"))
+    ('fusion', 'audio', 'image')
+    >>> HybridConfig(alpha=-0.1).validate()
+    Traceback (most recent call last):
+        ...
+    ValueError: method.alpha must be in [0, 1], got -0.1
+    """
 
     name: str = "hybrid"
     keep_max: float = 0.1
@@ -271,6 +311,13 @@ class RecurrentConfig(GenerativeMethod):
     One run from end to end: the levels one after the other, each for `pretrain_steps` steps with all else held, then
     fine-tuning for the rest. Before fine-tuning the values are reconstruction errors ("fusion": of the joint units); an
     objective that a level does not have weighs 0, and its value is then 0 and means nothing.
+
+    >>> config = RecurrentConfig(pretrain_steps=100, directions=("audio",))
+    >>> config.check(MDRNN({"audio": "binary", "image": "binary"}, {"audio": (4,), "image": (4,)}, num_hidden=3))
+    >>> config.check(MRBM({"audio": "binary", "image": "binary"}, num_hidden=3))
+    Traceback (most recent call last):
+        ...
+    ValueError: method recurrent trains an MDRNN; the model is an MRBM
     """
 
     name: str = "recurrent"

@@ -22,7 +22,12 @@ from mmjax.generative.visible import VisibleKind, check_kind, sample_bernoulli, 
 
 
 class MRBMParams(flax.struct.PyTreeNode):
-    """weights: {modality: [D_m, H]}; visible_bias: {modality: [D_m]}; hidden_bias: [H]."""
+    """weights: {modality: [D_m, H]}; visible_bias: {modality: [D_m]}; hidden_bias: [H].
+
+    >>> params = MRBM({"image": "gaussian", "tags": "binary"}, num_hidden=4).init(jax.random.key(0), {"image": 3, "tags": 2})
+    >>> params.weights["image"].shape, params.visible_bias["tags"].shape, params.hidden_bias.shape
+    ((3, 4), (2,), (4,))
+    """
 
     weights: dict[str, Array]
     visible_bias: dict[str, Array]

@@ -24,7 +24,12 @@ from mmjax.generative.visible import (
 
 
 class RBMParams(flax.struct.PyTreeNode):
-    """weights: [D, H]; visible_bias: [D]; hidden_bias: [H]."""
+    """weights: [D, H]; visible_bias: [D]; hidden_bias: [H].
+
+    >>> params = RBM(num_hidden=3).init(jax.random.key(0), num_visible=2)
+    >>> params.weights.shape, params.visible_bias.shape, params.hidden_bias.shape
+    ((2, 3), (2,), (3,))
+    """
 
     weights: Array
     visible_bias: Array

@@ -30,7 +30,13 @@ _HELD = _Style("#303030", width=1.6)
 
 
 def has_calibration(rows: Rows) -> bool:
-    """Return whether the rows hold diagnostics of `bogc`."""
+    """Return whether the rows hold diagnostics of `bogc`.
+
+    >>> has_calibration([{"step": 1, "kind": "train", "loss/fusion": 2.0}])
+    False
+    >>> has_calibration([{"step": 1, "kind": "train", "bogc/held_back/audio": 0.25}])
+    True
+    """
     return any(key.startswith(_PREFIX) for row in rows for key in row)
 
 
@@ -44,6 +50,15 @@ def calibration(rows: Rows, title: str = "") -> Figure:
 
     Raises:
       ValueError: the rows hold no diagnostics of `bogc`.
+
+    >>> rows = [
+    ...     {"step": step, "kind": "train", "loss/fusion": 2.0, "loss/audio": 2.0, "bogc/held_back/audio": 0.25}
+    ...     | {f"bogc/weight/audio/{name}": 1.0 + step / 10 for name in ("fusion", "audio")}
+    ...     | {f"bogc/evidence/audio/{name}": float(step) for name in ("fusion", "audio")}
+    ...     for step in (1, 2)
+    ... ]
+    >>> [axes.get_title(loc="left") for axes in calibration(rows, "a short run").axes]
+    ['audio: mean weight', 'mean evidence', 'held back']
     """
     if not has_calibration(rows):
         raise ValueError("these rows hold no diagnostics of bogc")
@@ -84,6 +99,16 @@ def save_calibration(rows: Rows, path: str | Path, title: str = "") -> None:
     Raises:
       ValueError: the rows hold no diagnostics of `bogc`.
       OSError: the file cannot be written.
+
+    >>> import tempfile
+    >>> rows = [
+    ...     {"step": 1, "kind": "train", "loss/fusion": 2.0, "loss/audio": 2.0, "bogc/held_back/audio": 0.25}
+    ...     | {f"bogc/{what}/audio/{name}": 1.0 for what in ("weight", "evidence") for name in ("fusion", "audio")}
+    ... ]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_calibration(rows, Path(folder) / "calibration.svg")
+    ...     [file.name for file in Path(folder).iterdir()]
+    ['calibration.svg']
     """
     calibration(rows, title).savefig(path, dpi=130)
 

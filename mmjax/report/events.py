@@ -25,6 +25,14 @@ class EventsObserver(Observer):
 
     Raises:
       ImportError: tensorboard is not installed (`events_observer` falls back to doing nothing).
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with EventsObserver(folder) as events:  # mmjax.fit(config, folder, observer=events) calls the two
+    ...         events.started(("fusion", "audio"), total_steps=100, first_step=0)
+    ...         events.row({"step": 10, "kind": "train", "loss/fusion": 2.0, "loss/audio": 2.5})
+    ...     len(list(Path(folder).glob("events/*")))
+    1
     """
 
     def __init__(self, workdir: str | Path):

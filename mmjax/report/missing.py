@@ -48,7 +48,13 @@ def rounds_table(scores: Mapping[int, Mapping[str, float]], names: Sequence[str]
 
 
 def rounds_plot(scores: Mapping[int, Mapping[str, float]], names: Sequence[str], task: Task) -> Figure:
-    """Return the plot of the score by rounds, a line a pattern."""
+    """Return the plot of the score by rounds, a line a pattern.
+
+    >>> scores = {0: {"fusion/accuracy": 0.9, "left/accuracy": 0.5}, 10: {"fusion/accuracy": 0.9, "left/accuracy": 0.7}}
+    >>> axes = rounds_plot(scores, ("fusion", "left"), Task("classification", 2)).axes[0]
+    >>> [line.get_label() for line in axes.lines], axes.get_ylabel()
+    (['all modalities', 'left alone'], 'accuracy, %')
+    """
     score = score_name(task)
     scale = 100.0 if score in PERCENTAGES else 1.0
     figure = Figure(figsize=(7, 4.5), layout="constrained")

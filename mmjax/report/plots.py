@@ -111,6 +111,13 @@ def save_curves(rows: Rows, path: str | Path, title: str = "") -> None:
 
     Raises:
       OSError: the file cannot be written.
+
+    >>> import tempfile
+    >>> rows = [{"step": step, "kind": "train", "loss/fusion": 2.0 / step} for step in (1, 2)]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_curves(rows, Path(folder) / "curves.svg")
+    ...     [file.name for file in Path(folder).iterdir()]
+    ['curves.svg']
     """
     curves(rows, title).savefig(path, dpi=130)
 

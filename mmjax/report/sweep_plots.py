@@ -76,7 +76,17 @@ def heat_map(sweep: Sweep, title: str = "") -> Figure:
 
 
 def save_heat_map(sweep: Sweep, path: str | Path, title: str = "") -> None:
-    """Write the picture of `heat_map`; the suffix of `path` says the format. Raises OSError."""
+    """Write the picture of `heat_map`; the suffix of `path` says the format. Raises OSError.
+
+    >>> import tempfile
+    >>> from mmjax.theory import LeastSquares, StrongWeak, subset_risk_sweep
+    >>> splits = StrongWeak(train_examples=99, validation_examples=50, test_examples=50).load()
+    >>> sweep = subset_risk_sweep(LeastSquares(), splits, sizes=[20], seeds=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_heat_map(sweep, Path(folder) / "risk.svg")
+    ...     [file.name for file in Path(folder).iterdir()]
+    ['risk.svg']
+    """
     heat_map(sweep, title).savefig(path, dpi=130)
 
 
@@ -191,7 +201,17 @@ def sweep_curves(sweep: Sweep, title: str = "") -> Figure:
 
 
 def save_sweep_curves(sweep: Sweep, path: str | Path, title: str = "") -> None:
-    """Write the picture of `sweep_curves`; the suffix of `path` says the format. Raises ValueError and OSError."""
+    """Write the picture of `sweep_curves`; the suffix of `path` says the format. Raises ValueError and OSError.
+
+    >>> import tempfile
+    >>> from mmjax.theory import LeastSquares, StrongWeak, subset_risk_sweep
+    >>> splits = StrongWeak(train_examples=99, validation_examples=50, test_examples=50).load()
+    >>> sweep = subset_risk_sweep(LeastSquares(), splits, sizes=[20, 40], seeds=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_sweep_curves(sweep, Path(folder) / "curves.svg")
+    ...     [file.name for file in Path(folder).iterdir()]
+    ['curves.svg']
+    """
     sweep_curves(sweep, title).savefig(path, dpi=130)
 
 

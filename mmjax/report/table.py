@@ -51,7 +51,18 @@ def results_table(metrics: Mapping[str, float], names: Sequence[str], task: Task
 def print_results(
     metrics: Mapping[str, float], names: Sequence[str], task: Task, console: Console | None = None
 ) -> None:
-    """Print the table of `results_table`. console: standard output if None."""
+    """Print the table of `results_table`. console: standard output if None.
+
+    >>> metrics = {"fusion/r2": 0.5, "fusion/mse": 2.0, "fusion/mae": 1.0, "wall_seconds": 3.0}
+    >>> print_results(metrics, ["fusion"], Task("regression", 1), Console(width=40, no_color=True))
+                Test split             
+    ┏━━━━━━━━┳━━━━━━━━┳━━━━━━━┳━━━━━━━┓
+    ┃ expert ┃     R2 ┃   MSE ┃   MAE ┃
+    ┡━━━━━━━━╇━━━━━━━━╇━━━━━━━╇━━━━━━━┩
+    │ fusion │ 0.5000 │ 2.000 │ 1.000 │
+    └────────┴────────┴───────┴───────┘
+    wall time 3.0 s                    
+    """
     (console or Console()).print(results_table(metrics, names, task))
 
 

@@ -14,7 +14,13 @@ from mmjax.testing.subject import Extra, Form, Make, Subject
 
 
 class BrokenPropertiesError(AssertionError):
-    """Properties that a combiner does not have; `.violations` holds a `Violation` each."""
+    """Properties that a combiner does not have; `.violations` holds a `Violation` each.
+
+    >>> print(BrokenPropertiesError([Violation("finite", None, "the update is NaN")]))
+    1 property does not hold
+
+    finite: the update is NaN
+    """
 
     def __init__(self, violations: Sequence[Violation]):
         self.violations = tuple(violations)
@@ -27,6 +33,11 @@ class Report:
     """What `check_combiner` checked.
 
     held: properties that hold. skipped: {property: why it was not checked}.
+
+    >>> import mmjax
+    >>> report = check_combiner(mmjax.optim.joint(), num_objectives=[2], forms=["stacked"])
+    >>> report.held[0], sorted(report.skipped)[0]
+    ('finite', 'devices')
     """
 
     held: tuple[str, ...]

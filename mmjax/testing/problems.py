@@ -44,6 +44,13 @@ class Problem:
     (encoder m is reached by the fusion loss and by m's; the fusion head and each uni-modal head by its own loss).
     names: objectives, "fusion" first. matrix: float32 [K, n], the gradients, flat. values: float32 [K]. logits: float32
     [M, B, C], labels int32 [B]: of the uni-modal heads. active: bool [K] or None. seed: of the key.
+
+    >>> problem = Problem(
+    ...     "mine", "dense", ("fusion", "audio"), matrix=np.ones((2, 13), np.float32), values=np.array([0.5, 2.0], np.float32),
+    ...     logits=np.zeros((1, 4, 3), np.float32), labels=np.array([0, 1, 2, 0], np.int32),
+    ... )
+    >>> problem.num_objectives, problem.modalities, jax.tree.map(np.shape, problem.rows)["encoder"]
+    (2, ('audio',), {'audio': {'kernel': (2, 4, 2)}})
     """
 
     kind: str

@@ -33,7 +33,11 @@ SIGMAS = 6.0
 
 @dataclass(frozen=True)
 class Violation:
-    """A property that does not hold, the smallest problem that shows it (None: before any problem), and how."""
+    """A property that does not hold, the smallest problem that shows it (None: before any problem), and how.
+
+    >>> print(Violation("one_compilation", None, "compiled 2 times in 3 updates"))
+    one_compilation: compiled 2 times in 3 updates
+    """
 
     property: str
     problem: Problem | None

@@ -34,7 +34,12 @@ def rademacher_linear(x: ArrayLike, norm_bound: float) -> float:
 
 @dataclass(frozen=True)
 class BoundTerms:
-    """The terms of Theorem 1's right-hand side; `total` is the bound, `dominant` the name of its largest term."""
+    """The terms of Theorem 1's right-hand side; `total` is the bound, `dominant` the name of its largest term.
+
+    >>> terms = BoundTerms(gamma=-0.5, complexity=0.08, sampling=0.04, confidence=0.05)
+    >>> round(terms.total, 2), terms.dominant
+    (-0.33, 'gamma')
+    """
 
     gamma: float
     complexity: float

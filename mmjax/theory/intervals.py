@@ -15,7 +15,12 @@ _NOTHING = 1e-9  # float32 cannot tell it from 0 beside risks of the size of 1
 
 @dataclass(frozen=True)
 class Interval:
-    """mean ± half."""
+    """mean ± half.
+
+    >>> gap = Interval(mean=-0.5, half=0.2)
+    >>> gap.low, gap.high
+    (-0.7, -0.3)
+    """
 
     mean: float
     half: float

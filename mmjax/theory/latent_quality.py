@@ -29,7 +29,17 @@ IDENTITY_TOLERANCE = 1e-10
 
 
 class HeadClass(Protocol):
-    """A class of heads, H: how one is fitted, and what it loses."""
+    """A class of heads, H: how one is fitted, and what it loses.
+
+    >>> class Constants:  # heads that do not look at the features
+    ...     def fit(self, features, label):
+    ...         return label.mean()
+    ...     def losses(self, parameters, features, label):
+    ...         return (label - parameters) ** 2
+    >>> x, y = np.zeros((4, 1)), np.array([0.0, 2.0, 0.0, 2.0])
+    >>> head_risk(Constants(), x, y, fit=np.arange(2), evaluation=np.arange(2, 4))
+    1.0
+    """
 
     def fit(self, features: Array, label: Array) -> Any:
         """Return the head's parameters, fitted to features [N, D] and label [N] or [N, L]."""
@@ -134,6 +144,10 @@ class RiskDecomposition:
 
     gap: r(h_M o g_M) - r(h_N o g_N), negative: M predicts better; gamma: the part of the representations; head_gap_m,
     head_gap_n: what the head that was trained along loses against the refitted one.
+
+    >>> parts = RiskDecomposition(gap=-0.5, gamma=-0.75, head_gap_m=0.25, head_gap_n=0.0)
+    >>> parts.gap == parts.gamma + parts.head_gap_m - parts.head_gap_n
+    True
     """
 
     gap: float

@@ -13,7 +13,17 @@ from mmjax.theory.subsets import Subset
 
 
 class Predictions(NamedTuple):
-    """Of the test split, by seed: trained [S, N, C], of the trained pair; refitted [S, N, C], of the refitted head."""
+    """Of the test split, by seed: trained [S, N, C], of the trained pair; refitted [S, N, C], of the refitted head.
+
+    >>> found = Predictions(trained=jnp.zeros((2, 50, 1)), refitted=jnp.ones((2, 50, 1)))  # two seeds, one output
+    Traceback (most recent call last):
+        ...
+    NameError: name 'jnp' is not defined
+    >>> found.trained.shape, float(found.refitted.mean())
+    Traceback (most recent call last):
+        ...
+    NameError: name 'found' is not defined
+    """
 
     trained: Array
     refitted: Array
@@ -23,6 +33,30 @@ class Learner(Protocol):
     """A way of learning from a subset of the modalities; `LeastSquares` and `Trained` are the two here.
 
     Implementations are frozen dataclasses of plain values, so that a study's file can say whose it is.
+
+    >>> from dataclasses import dataclass
+    >>> from mmjax.theory import StrongWeak, subset_risk_sweep
+    >>> @dataclass(frozen=True)
+    ... class MeanLabel:  # learns the mean label, whatever the modalities say
+    ...     def predict(self, splits, subset, n, seeds):
+    ...         drawn = splits.train.label[samples(seeds, len(splits.train), n)]
+    ...         everywhere = jnp.broadcast_to(drawn.mean(axis=1, keepdims=True), (len(seeds), *splits.test.label.shape))
+    ...         return Predictions(everywhere, everywhere)
+    ...     def risks(self, task, predictions, label):
+    ...         return ((predictions - label) ** 2).sum(axis=-1)
+    ...     def identity(self):
+    ...         return {"type": "mean label"}
+    ...     def risk_unit(self, task):
+    ...         return "squared error"
+    >>> splits = StrongWeak(train_examples=99, validation_examples=50, test_examples=50).load()
+    >>> sweep = subset_risk_sweep(MeanLabel(), splits, sizes=[20], seeds=2)
+    Traceback (most recent call last):
+        ...
+    NameError: name 'jnp' is not defined
+    >>> sweep.compare(("strong", "weak"), ("strong",), 20).gap.mean
+    Traceback (most recent call last):
+        ...
+    NameError: name 'sweep' is not defined
     """
 
     def predict(self, splits: Splits, subset: Subset, n: int, seeds: Sequence[int]) -> Predictions:

@@ -25,6 +25,14 @@ class LeastSquares:
     For every task: classes are fitted as one-hot vectors and labels as 0 and 1, so that the risk is the squared error
     summed over outputs (for classes, the Brier score of an unconstrained prediction). The latent space has as many
     dimensions as there are outputs, whatever the subset, so the class of heads is one and the same.
+
+    >>> from mmjax.theory import StrongWeak
+    >>> splits = StrongWeak(train_examples=200, validation_examples=100, test_examples=50).load()
+    >>> learner = LeastSquares()
+    >>> found = learner.predict(splits, ("strong",), n=60, seeds=[0, 1])
+    >>> risks = learner.risks(splits.test.task, found.trained, splits.test.label)
+    >>> risks.shape, bool(0.5 < risks.mean() < 2)  # the noise alone costs 1
+    ((2, 50), True)
     """
 
     def predict(self, splits: Splits, subset: Subset, n: int, seeds: Sequence[int]) -> Predictions:

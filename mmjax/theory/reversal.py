@@ -62,7 +62,12 @@ def strong_weak_gammas(key: Array, n: int, repetitions: int) -> NDArray[np.float
 
 @dataclass(frozen=True, kw_only=True)
 class StrongWeak(DataConfig):
-    """Five strong and forty weak linear inputs: with few samples the weak modality does harm; oracle risk 1."""
+    """Five strong and forty weak linear inputs: with few samples the weak modality does harm; oracle risk 1.
+
+    >>> splits = StrongWeak(train_examples=5, validation_examples=5, test_examples=5).load()
+    >>> {m: x.shape for m, x in splits.train.inputs.items()}
+    {'strong': (5, 5), 'weak': (5, 40)}
+    """
 
     name: str = "strong_weak"
     train_examples: int = 20_000

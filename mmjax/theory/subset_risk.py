@@ -44,6 +44,13 @@ class Cell:
     risk, score: of the trained pair h o g (score: accuracy, mAP or R2); head_risk: of the head refitted on the frozen
     encoders, the estimate of inf_h r(h o g). risk_groups, head_risk_groups: the means over seeds in each group of
     evaluation examples; the same groups for every subset. seconds: wall time, compilation included.
+
+    >>> cell = Cell(
+    ...     subset=("audio",), n=100, risk=(0.5, 0.7), score=(0.8, 0.75), head_risk=(0.5, 0.6),
+    ...     risk_groups=(0.6, 0.6), head_risk_groups=(0.55, 0.55), seconds=2.0,
+    ... )
+    >>> round(cell.risk_interval.mean, 3), round(cell.score_interval.mean, 3)
+    (0.6, 0.775)
     """
 
     subset: Subset
@@ -71,6 +78,13 @@ class Comparison:
     """A larger set M beside a subset N of it, at one sample size; negative: M is better.
 
     gap: r_M - r_N; gamma: the quality gap; both with their 95 % intervals. split: the exact identity of the means.
+
+    >>> from mmjax.theory import LeastSquares, StrongWeak
+    >>> splits = StrongWeak(train_examples=99, validation_examples=50, test_examples=50).load()
+    >>> sweep = subset_risk_sweep(LeastSquares(), splits, sizes=[20], seeds=2)
+    >>> found = sweep.compare(("strong", "weak"), ("weak",), n=20)
+    >>> found.gap.high < 0, round(found.split.gap - found.gap.mean, 6) == 0  # with the strong modality it is better
+    (True, True)
     """
 
     larger: Subset
@@ -83,7 +97,16 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep found."""
+    """What a sweep found.
+
+    >>> from mmjax.theory import LeastSquares, StrongWeak
+    >>> splits = StrongWeak(train_examples=99, validation_examples=50, test_examples=50).load()
+    >>> sweep = subset_risk_sweep(LeastSquares(), splits, sizes=[20], seeds=2)
+    >>> sweep.modalities, sweep.risk_unit, sweep.score, sweep.seeds
+    (('strong', 'weak'), 'squared error', 'r2', 2)
+    >>> [c.n for c in sweep.additions("weak")], sweep.cell(("weak",), 20).subset
+    ([20], ('weak',))
+    """
 
     task: Task
     modalities: tuple[str, ...]

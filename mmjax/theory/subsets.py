@@ -13,7 +13,11 @@ Subset = tuple[str, ...]
 
 
 def subset_name(subset: Subset) -> str:
-    """Return a subset as it is written: "audio+image"."""
+    """Return a subset as it is written: "audio+image".
+
+    >>> subset_name(("audio", "image"))
+    'audio+image'
+    """
     return "+".join(subset)
 
 

@@ -57,6 +57,19 @@ class Trained:
     trained head itself being the first candidate.
     seed_axis: "vmap" runs all seeds side by side, "map" one after another in the same program: better where vmapped
     kernels are slow, as convolutions are on a CPU. `with_faster_seed_axis` finds out.
+
+    >>> from mmjax import Config, TrainConfig
+    >>> from mmjax.optim import GBlendConfig, JointConfig
+    >>> from mmjax.theory import StrongWeak
+    >>> from mmjax.train.optimizer import AdamConfig
+    >>> train = TrainConfig(epochs=10, batch_size=50)
+    >>> learner = Trained(Config(data=StrongWeak(), method=JointConfig(), optimizer=AdamConfig(), train=train))
+    >>> learner.steps(1000), learner.steps(5000), learner.risk_unit(StrongWeak().load().test.task)
+    (200, 1000, 'squared error')
+    >>> Trained(Config(data=StrongWeak(), method=GBlendConfig(), optimizer=AdamConfig()))
+    Traceback (most recent call last):
+        ...
+    ValueError: config.method 'gblend' learns from losses on the validation split while it trains, which a study does not; take another method, such as joint
     """
 
     config: Config
