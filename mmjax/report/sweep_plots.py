@@ -171,7 +171,7 @@ def sweep_curves(sweep: Sweep, title: str = "") -> Figure:
     marks = {m: _style(k) for k, m in enumerate(additions)}
     for place, (name, heading) in enumerate(
         (
-            ("gap", "what adding a modality does to the test risk (below 0: it helps)"),
+            ("gap", "change of test risk by adding one (below 0: it helps)"),
             ("gamma", "γ: the representation's part in that"),
         ),
         start=3,
