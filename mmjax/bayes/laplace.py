@@ -17,7 +17,7 @@ Source: BOGC-MML (Guo et al.) for a Laplace approximation of the last layer; for
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -134,6 +134,24 @@ def posterior(precision_sum: Array, prior_precision: float | Array) -> Posterior
     # Under vmap both branches run: the callback looks again.
     jax.lax.cond(jitter > 0, lambda j: jax.debug.callback(_warn_of_jitter, j), lambda j: None, jitter)
     return Posterior(factor, jitter)
+
+
+def posteriors(precision_sums: Mapping[str, Array], prior_precision: float | Array) -> dict[str, Posterior]:
+    """Return each one's `posterior`, {name: Posterior}, decomposed one after another.
+
+    XLA's kernels of batched decompositions on CPU (under vmap, or by blocks) wait for the very threads that they run on:
+    of two at once on two cores neither ever ends. So each has to wait for the one before.
+
+    >>> sorted(posteriors({"a": jnp.eye(2), "b": jnp.eye(3)}, 1.0))
+    ['a', 'b']
+    """
+    found: dict[str, Posterior] = {}
+    after = jnp.zeros((), jnp.float32)
+    for name, total in precision_sums.items():
+        found[name] = posterior(total, prior_precision + after)
+        # 0 whatever the factor is, which the compiler does not see; fmin, since it is NaN where decomposing failed
+        after = jnp.fmin(jnp.abs(found[name].factor.ravel()[0]), 0)
+    return found
 
 
 def prior_posterior(inputs: int, outputs: int, prior_precision: float | Array, likelihood: Likelihood) -> Posterior:

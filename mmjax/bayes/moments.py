@@ -23,7 +23,7 @@ from mmjax.bayes.laplace import (
     check_likelihood,
     deviations,
     empty_precision,
-    posterior,
+    posteriors,
     precision,
     prior_posterior,
     sampled_cotangents,
@@ -284,7 +284,7 @@ def laplace(
         return {name: total + precision(*last_layer[name], weight, likelihood) for name, total in carry.items()}
 
     def finish(setting: Setting, carry: dict[str, Array], state: LaplaceState) -> LaplaceState:
-        return state._replace(posteriors={n: posterior(total, prior(setting)) for n, total in carry.items()})
+        return state._replace(posteriors=posteriors(carry, prior(setting)))
 
     def renewed(setting: Setting, gradients: Gradients, state: LaplaceState, given: Given) -> LaplaceState:
         """Take the posteriors anew from the batch at hand, where that is due."""
@@ -300,13 +300,15 @@ def laplace(
         assert last_layer is not None
 
         def anew() -> dict[str, Posterior]:
-            made = {}
-            for k, name in enumerate(layers_of(setting)):
+            totals = {}
+            for name in layers_of(setting):
                 inputs, kernel, bias = last_layer[name]
                 total = precision(inputs, kernel, bias, None, likelihood) * (examples / inputs.shape[0])
-                new = posterior(gradients.over_devices(total), prior(setting))
+                totals[name] = gradients.over_devices(total)
+            made = posteriors(totals, prior(setting))
+            for k, name in enumerate(made):
                 here = given.active[k]
-                made[name] = jax.tree.map(lambda a, b, on=here: jnp.where(on, a, b), new, state.posteriors[name])
+                made[name] = jax.tree.map(lambda a, b, on=here: jnp.where(on, a, b), made[name], state.posteriors[name])
             return made
 
         return state._replace(posteriors=jax.lax.cond(due, anew, lambda: state.posteriors))

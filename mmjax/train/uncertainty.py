@@ -9,7 +9,15 @@ import jax
 import numpy as np
 from jax import Array
 
-from mmjax.bayes.laplace import Likelihood, Posterior, empty_precision, posterior, precision, predictive, warn_of_blocks
+from mmjax.bayes.laplace import (
+    Likelihood,
+    Posterior,
+    empty_precision,
+    posteriors,
+    precision,
+    predictive,
+    warn_of_blocks,
+)
 from mmjax.data import Dataset, evaluation_batches, gather
 from mmjax.evaluation.metrics import task_metrics
 from mmjax.method import Refresh
@@ -85,7 +93,7 @@ def _posteriors(run: Run, train: Dataset, tau: float, likelihood: Likelihood) ->
         every=1,
         start=lambda state: {name: empty_precision(d, c, likelihood) for name, (d, c) in layers.items()},
         add=add,
-        finish=lambda carry, state: {name: posterior(total, tau) for name, total in carry.items()},
+        finish=lambda carry, state: posteriors(carry, tau),
     )
     return Refresher(refresh, run.inference, run.route)(run.variables, (), train)
 
