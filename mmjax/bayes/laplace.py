@@ -136,11 +136,22 @@ def posterior(precision_sum: Array, prior_precision: float | Array) -> Posterior
     return Posterior(factor, jitter)
 
 
+def zero_after(x: Array) -> Array:
+    """Return a scalar 0 that is known only once x is: what it is added to has to wait for x.
+
+    XLA's batched LAPACK kernels on CPU (under vmap, or by blocks) wait for the very threads that they run on: of two at
+    once on two cores neither ever ends. So one has to need the outcome of the other.
+
+    >>> float(zero_after(jnp.array([3.0, jnp.nan]))), float(zero_after(jnp.array([jnp.nan])))
+    (0.0, 0.0)
+    """
+    return jnp.fmin(jnp.abs(x.ravel()[0]), 0)  # the compiler does not see that this is 0; fmin passes over a NaN
+
+
 def posteriors(precision_sums: Mapping[str, Array], prior_precision: float | Array) -> dict[str, Posterior]:
     """Return each one's `posterior`, {name: Posterior}, decomposed one after another.
 
-    XLA's kernels of batched decompositions on CPU (under vmap, or by blocks) wait for the very threads that they run on:
-    of two at once on two cores neither ever ends. So each has to wait for the one before.
+    See `zero_after` for why.
 
     >>> sorted(posteriors({"a": jnp.eye(2), "b": jnp.eye(3)}, 1.0))
     ['a', 'b']
@@ -149,8 +160,7 @@ def posteriors(precision_sums: Mapping[str, Array], prior_precision: float | Arr
     after = jnp.zeros((), jnp.float32)
     for name, total in precision_sums.items():
         found[name] = posterior(total, prior_precision + after)
-        # 0 whatever the factor is, which the compiler does not see; fmin, since it is NaN where decomposing failed
-        after = jnp.fmin(jnp.abs(found[name].factor.ravel()[0]), 0)
+        after = zero_after(found[name].factor)
     return found
 
 
@@ -170,21 +180,27 @@ def _warn_of_jitter(jitter: Array) -> None:
         warnings.warn(message, UserWarning, stacklevel=1)
 
 
-def deviations(posterior: Posterior, key: Array, samples: int) -> Array:
+def deviations(posterior: Posterior, key: Array, samples: int, after: float | Array = 0.0) -> Array:
     """Return draws of W − Ŵ from the posterior: [S, P] from a dense factor, [S, C, D+1] from one by blocks.
 
-    The draws are L⁻ᵀ ε with standard normal ε, so that their covariance is (L Lᵀ)⁻¹.
+    The draws are L⁻ᵀ ε with standard normal ε, so that their covariance is (L Lᵀ)⁻¹. after: `zero_after` of what must
+    come first: the draws of another posterior in the same program.
     """
     factor = posterior.factor
-    noise = jax.random.normal(key, (*factor.shape[:-1], samples), factor.dtype)
+    noise = jax.random.normal(key, (*factor.shape[:-1], samples), factor.dtype) + after
     solved = jax.scipy.linalg.solve_triangular(factor, noise, lower=True, trans=1)
     return jnp.moveaxis(solved, -1, 0)
 
 
-def sample_weights(posterior: Posterior, kernel: Array, bias: Array, key: Array, samples: int) -> Array:
-    """Return draws of the last layer's weights, [S, C, D+1], the bias in the last column. kernel: [D, C]; bias: [C]."""
+def sample_weights(
+    posterior: Posterior, kernel: Array, bias: Array, key: Array, samples: int, after: float | Array = 0.0
+) -> Array:
+    """Return draws of the last layer's weights, [S, C, D+1], the bias in the last column.
+
+    kernel: [D, C]; bias: [C]; after: see `deviations`.
+    """
     centre = jnp.concatenate([kernel.T, bias[:, None]], axis=1).astype(posterior.factor.dtype)
-    return centre + deviations(posterior, key, samples).reshape(samples, *centre.shape)
+    return centre + deviations(posterior, key, samples, after).reshape(samples, *centre.shape)
 
 
 def sampled_logits(inputs: Array, weights: Array) -> Array:
@@ -210,13 +226,14 @@ def predictive(
     *,
     samples: int = 64,
     likelihood: Likelihood = "softmax",
+    after: float | Array = 0.0,
 ) -> Array:
     """Return the mean of the samples' probabilities, [N, C]: Monte Carlo estimates of the predictive distribution.
 
     inputs: [N, D], at the last layer; kernel: [D, C]; bias: [C]. With a wide posterior they are less certain than the
-    probabilities at its centre.
+    probabilities at its centre. after: see `deviations`.
     """
-    logits = sampled_logits(inputs, sample_weights(posterior, kernel, bias, key, samples))
+    logits = sampled_logits(inputs, sample_weights(posterior, kernel, bias, key, samples, after))
     return jnp.mean(jax.nn.softmax(logits) if likelihood == "softmax" else jax.nn.sigmoid(logits), axis=0)
 
 

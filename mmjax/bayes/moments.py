@@ -28,6 +28,7 @@ from mmjax.bayes.laplace import (
     prior_posterior,
     sampled_cotangents,
     warn_of_blocks,
+    zero_after,
 )
 
 PyTree = Any
@@ -325,10 +326,12 @@ def laplace(
             raise ValueError("laplace estimates moments at the features: take level='features'")
         state = renewed(setting, gradients, state, given)
         cotangents, traces = {}, []
+        after = jnp.zeros((), jnp.float32)
         for k, name in enumerate(layers):
             inputs, kernel, bias = given.last_layer[name]
             centre = jnp.concatenate([kernel.T, bias[:, None]], axis=1).astype(jnp.float32)
-            draws = deviations(state.posteriors[name], jax.random.fold_in(given.key, k), int(samples))
+            draws = deviations(state.posteriors[name], jax.random.fold_in(given.key, k), int(samples), after)
+            after = zero_after(draws)
             draws = draws.reshape(int(samples), *centre.shape)
             cotangents[name] = sampled_cotangents(given.loss, inputs, centre + draws)
             traces.append(jnp.mean(jnp.sum(draws**2, axis=(1, 2))))

@@ -17,6 +17,7 @@ from mmjax.bayes.laplace import (
     precision,
     predictive,
     warn_of_blocks,
+    zero_after,
 )
 from mmjax.data import Dataset, evaluation_batches, gather
 from mmjax.evaluation.metrics import task_metrics
@@ -109,10 +110,13 @@ def _predictive(
 ) -> dict[str, Array]:
     outputs: Any = inference.model.apply(variables, prepare(inference, inputs))
     keys = {name: jax.random.fold_in(jax.random.key(seed), k) for k, name in enumerate(sorted(posteriors))}
-    return {
-        name: predictive(posteriors[name], *_arrays(layer), keys[name], samples=samples, likelihood=likelihood)
-        for name, layer in outputs.last_layer.items()
-    }
+    found: dict[str, Array] = {}
+    after: float | Array = 0.0
+    for name, layer in outputs.last_layer.items():
+        options: dict[str, Any] = {"samples": samples, "likelihood": likelihood, "after": after}
+        found[name] = predictive(posteriors[name], *_arrays(layer), keys[name], **options)
+        after = zero_after(found[name])
+    return found
 
 
 def _arrays(layer: LastLayer) -> tuple[Array, Array, Array]:

@@ -191,10 +191,18 @@ def test_a_posterior_that_is_not_positive_definite_gets_a_jitter_and_warns_once(
 def test_decompositions_of_many_seeds_do_not_wait_for_each_other():
     code = """
 import jax, jax.numpy as jnp
-from mmjax.bayes.laplace import posteriors
+from mmjax.bayes.laplace import deviations, posteriors, zero_after
+
+def draws(sums, key):
+    after, drawn = 0.0, {}
+    for name, made in posteriors(sums, 1.0).items():
+        drawn[name] = deviations(made, key, 64, after)
+        after = zero_after(drawn[name])
+    return drawn
+
 sums = {name: jnp.broadcast_to(jnp.eye(300), (8, 300, 300)) for name in "abc"}
 for _ in range(5):
-    jax.block_until_ready(jax.jit(jax.vmap(lambda sums: posteriors(sums, 1.0)))(sums))
+    jax.block_until_ready(jax.jit(jax.vmap(draws))(sums, jax.random.split(jax.random.key(0), 8)))
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
 
