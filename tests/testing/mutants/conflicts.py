@@ -73,7 +73,7 @@ def keyed(weigh):
 
 def _of_unit_gradients(gram):
     """The projections of g_k/‖g_k‖."""
-    return upgrad_weights(gram._replace(matrix=gram.cosines, norms=jnp.ones_like(gram.norms)))
+    return upgrad_weights(gram._replace(matrix=gram.cosines))
 
 
 def _mean_projected(gram):
