@@ -23,7 +23,13 @@ if TYPE_CHECKING:  # annotations only: this module imports nothing of the librar
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the data come from. Subclasses: one a source, in `mmjax.data`."""
+    """Where the data come from. Subclasses: one a source, in `mmjax.data`.
+
+    >>> from mmjax.data import Planted
+    >>> splits = Planted(train_examples=100, modalities=("a",)).load()  # a subclass: one a source
+    >>> len(splits.train), splits.train.modalities
+    (100, ('a',))
+    """
 
     name: str
     """Source of the data (`mmjax data list` names them)."""
@@ -40,7 +46,12 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """One modality's encoder. Subclasses in `mmjax.models.encoders`."""
+    """One modality's encoder. Subclasses in `mmjax.models.encoders`.
+
+    >>> from mmjax.models import MLPConfig
+    >>> MLPConfig(width=32).name  # a subclass: one a kind; MLPConfig(...).build(dtype=...) is its linen module
+    'mlp'
+    """
 
     name: str
     """Kind of encoder."""
@@ -52,7 +63,13 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig:
-    """The fusion head. Subclasses in `mmjax.models.fusion`."""
+    """The fusion head. Subclasses in `mmjax.models.fusion`.
+
+    >>> from mmjax.models import ConcatConfig
+    >>> import jax.numpy as jnp
+    >>> type(ConcatConfig(hidden=(16,)).build(10, dtype=jnp.float32)).__name__
+    'ConcatFusion'
+    """
 
     name: str
     """Kind of fusion head."""
@@ -67,7 +84,12 @@ class FusionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Encoders, fusion and uni-modal heads."""
+    """Encoders, fusion and uni-modal heads.
+
+    >>> from mmjax.models import LeNetConfig, SumConfig
+    >>> ModelConfig(encoders={"image": LeNetConfig()}, fusion=SumConfig(), dtype="bfloat16").encoders["image"].name
+    'lenet'
+    """
 
     encoders: dict[str, EncoderConfig] = field(default_factory=dict)
     """Encoder of each modality, by its name; a modality not named gets an MLP with default options."""
@@ -119,7 +141,12 @@ class MethodContext:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """A way of balancing: an objective rule and a combiner. Subclasses: one a method, in `mmjax.optim`."""
+    """A way of balancing: an objective rule and a combiner. Subclasses: one a method, in `mmjax.optim`.
+
+    >>> from mmjax.optim import METHODS
+    >>> METHODS["mimo"].kind, METHODS["pcgrad"].kind, METHODS["ogm"].kind
+    ('value', 'gradient', 'balance')
+    """
 
     name: str
     """Method that combines the objectives' gradients."""
@@ -156,7 +183,13 @@ class MethodConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """What turns the combined gradient into a step. Subclasses in `mmjax.train.optimizer`."""
+    """What turns the combined gradient into a step. Subclasses in `mmjax.train.optimizer`.
+
+    >>> from mmjax.train.optimizer import AdamConfig, CosineConfig
+    >>> tx = AdamConfig(learning_rate=3e-4, clip_norm=1.0, schedule=CosineConfig()).build(total_steps=100)
+    >>> callable(tx.init) and callable(tx.update)  # an optax.GradientTransformation
+    True
+    """
 
     name: str
     """Kind of optimizer."""
@@ -176,7 +209,11 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The training run itself."""
+    """The training run itself.
+
+    >>> TrainConfig(epochs=3, batch_size=128, early_stopping=5).monitor_every
+    50
+    """
 
     seed: int = 0
     """Seed of initial parameters, batches and everything else that is random; at least 0."""
@@ -208,7 +245,15 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole experiment."""
+    """A whole experiment.
+
+    >>> from mmjax.data import Planted
+    >>> from mmjax.optim import MimoConfig
+    >>> from mmjax.train.optimizer import AdamConfig
+    >>> config = Config(data=Planted(), method=MimoConfig(penalty=2.0), optimizer=AdamConfig(learning_rate=1e-3))
+    >>> config.train.epochs, config.model.fusion
+    (10.0, None)
+    """
 
     data: DataConfig
     """Where the data come from (`mmjax data list`)."""

@@ -204,6 +204,13 @@ def read_inputs(path: str | Path, modalities: Iterable[str]) -> dict[str, np.nda
     Raises:
       FileNotFoundError: no file at `path`.
       ValueError: a modality that is missing or cannot be read, lengths that differ, NaN or infinite values.
+
+    >>> import tempfile, pathlib
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "new.npz"
+    ...     np.savez(path, sound=np.zeros((3, 8)))
+    ...     read_inputs(path, ["sound"])["sound"].shape
+    (3, 8)
     """
     arrays, unreadable = read_npz(path)
     wanted = tuple(modalities)
@@ -225,6 +232,14 @@ class Npz(DataConfig):
     """One's own arrays, in an npz file.
 
     The file holds one array a modality, `label`, and optionally `split`, as `from_arrays` takes them.
+
+    >>> import tempfile, pathlib
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "mine.npz"
+    ...     np.savez(path, sound=np.zeros((20, 8)), picture=np.zeros((20, 4, 4, 1)), label=np.arange(20) % 2)
+    ...     splits = Npz(path=str(path)).load()
+    >>> splits.train.modalities, splits.train.task.kind, splits.train.task.num_outputs
+    (('picture', 'sound'), 'classification', 2)
     """
 
     name: str = "npz"

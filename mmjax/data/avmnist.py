@@ -115,6 +115,10 @@ class AvMnist(DataConfig):
     used; the defaults are the fast runs' and 55,000 / 5,000 / 10,000 is everything.
     Raises FileNotFoundError when the folder is not there or not complete, and ValueError when one of its files is not
     what was written, when a count is out of range and for an unknown size or modality.
+
+    >>> AvMnist(path="no/such/folder").load()  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    FileNotFoundError: ...
     """
 
     name: str = "avmnist"

@@ -30,6 +30,9 @@ class Task:
 
     kind: "classification" (labels int32 [N] in 0..num_outputs-1), "multilabel" (float32 [N, num_outputs] of 0 and 1)
     or "regression" (float32 [N, num_outputs]).
+
+    >>> Task("classification", 10).num_outputs
+    10
     """
 
     kind: TaskKind

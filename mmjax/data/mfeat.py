@@ -51,6 +51,10 @@ class Mfeat(DataConfig):
     The files are those of the UCI Machine Learning Repository ("Multiple Features", by Robert Duin), in which the
     digit of a row is its number // 200. Splits are drawn by class; features are standardised over training. Six digits
     stand in the published files twice; nothing is removed, so up to 6 test digits may also be in training.
+
+    >>> Mfeat(path="no/such/folder", modalities=("fou", "kar")).load()  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    FileNotFoundError: ...
     """
 
     name: str = "mfeat"

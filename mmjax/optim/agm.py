@@ -232,7 +232,11 @@ def _of_modalities(name: str, given: Any, k: int) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class AgmConfig(MethodConfig):
-    """Joint training that scales each modality's share of the logits by how far ahead it is."""
+    """Joint training that scales each modality's share of the logits by how far ahead it is.
+
+    >>> AgmConfig().name
+    'agm'
+    """
 
     name: str = "agm"
     alpha: float = 1.0

@@ -72,7 +72,11 @@ def aligned_mtl(
 
 @dataclass(frozen=True, kw_only=True)
 class AlignedMtlConfig(MeanGramConfig):
-    """The mean of the gradients' nearest orthogonal system: condition number 1, no objective dominates."""
+    """The mean of the gradients' nearest orthogonal system: condition number 1, no objective dominates.
+
+    >>> AlignedMtlConfig(scale="sum").scale
+    'sum'
+    """
 
     name: str = "aligned_mtl"
 

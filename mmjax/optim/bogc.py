@@ -42,6 +42,11 @@ class BogcState(NamedTuple):
     count: int32, steps; seen: int32 [K], steps at which each objective was there; moments: the estimator's own; squares:
     running E[g²], a tree of [K, ...] like the parameters or {modality: [K, *features]}; diagnostics: {name: scalar} of the
     last step (see `bogc`).
+
+    >>> tx, params = bogc("ema", level="parameters", num_objectives=2), {"w": jnp.zeros(2)}
+    >>> _, state = tx.update({"w": jnp.ones((2, 2))}, tx.init(params), params)
+    >>> int(state.count), state.weights.tolist(), sorted(state.diagnostics)[0]
+    (1, [1.0, 1.0], 'bogc/evidence/w/0')
     """
 
     count: Array  # type: ignore[assignment]  # hides tuple.count, as in Optax's own states
@@ -417,7 +422,11 @@ def _mean(values: Sequence[tuple[Array, int]]) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class BogcConfig(MethodConfig):
-    """Every entry of each gradient weighs by its evidence: certain ones more, uncertain ones less."""
+    """Every entry of each gradient weighs by its evidence: certain ones more, uncertain ones less.
+
+    >>> BogcConfig(moments="ema", level="parameters").moments
+    'ema'
+    """
 
     name: str = "bogc"
     moments: Kind = "laplace"

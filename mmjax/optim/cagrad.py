@@ -103,7 +103,11 @@ def cagrad(
 
 @dataclass(frozen=True, kw_only=True)
 class CagradConfig(MeanGramConfig):
-    """Near the mean gradient, the direction whose worst objective improves most."""
+    """Near the mean gradient, the direction whose worst objective improves most.
+
+    >>> CagradConfig(c=0.4).c
+    0.4
+    """
 
     name: str = "cagrad"
     c: float = 0.5

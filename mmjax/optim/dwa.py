@@ -91,7 +91,11 @@ def dwa(
 
 @dataclass(frozen=True, kw_only=True)
 class DwaConfig(MethodConfig):
-    """The loss that has fallen least over the last two epochs gets the most weight."""
+    """The loss that has fallen least over the last two epochs gets the most weight.
+
+    >>> DwaConfig().name
+    'dwa'
+    """
 
     name: str = "dwa"
     temperature: float = 2.0

@@ -93,7 +93,11 @@ def famo(
 
 @dataclass(frozen=True, kw_only=True)
 class FamoConfig(MethodConfig):
-    """All losses are to fall at one rate: the weights are learned from how fast each fell."""
+    """All losses are to fall at one rate: the weights are learned from how fast each fell.
+
+    >>> FamoConfig().name
+    'famo'
+    """
 
     name: str = "famo"
     learning_rate: float = 0.025

@@ -140,7 +140,11 @@ def _validation_values(observed: Observed) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class GBlendConfig(MethodConfig):
-    """Weights by how much each objective generalises for how much it overfits, re-estimated every n epochs."""
+    """Weights by how much each objective generalises for how much it overfits, re-estimated every n epochs.
+
+    >>> GBlendConfig().name
+    'gblend'
+    """
 
     name: str = "gblend"
     every: int = 1

@@ -20,7 +20,16 @@ from mmjax.optim.rows import gradient_rows
 
 
 class GradDropState(NamedTuple):
-    """State of `graddrop`."""
+    """State of `graddrop`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from mmjax.optim import graddrop
+    >>> tx, params = graddrop(), {"w": jnp.zeros(2)}
+    >>> grads = {"w": jnp.eye(2)}
+    >>> _, state = tx.update(grads, tx.init(params), params, key=jax.random.key(0))
+    >>> state.weights.tolist()
+    [1.0, 1.0]
+    """
 
     record: WeightRecord
 
@@ -114,7 +123,11 @@ def graddrop(*, num_objectives: int | None = None) -> optax.GradientTransformati
 
 @dataclass(frozen=True, kw_only=True)
 class GradDropConfig(MethodConfig):
-    """At each entry of the gradient one sign is drawn, and what has the other one is dropped."""
+    """At each entry of the gradient one sign is drawn, and what has the other one is dropped.
+
+    >>> GradDropConfig().name
+    'graddrop'
+    """
 
     name: str = "graddrop"
 

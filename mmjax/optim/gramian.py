@@ -148,7 +148,16 @@ def _matrix(entries: dict[tuple[int, int], Array], k: int) -> Array:
 
 
 class GramState(NamedTuple):
-    """State of a Gram-based method: the weights that it used last."""
+    """State of a Gram-based method: the weights that it used last.
+
+    >>> import jax.numpy as jnp
+    >>> from mmjax.optim import mgda
+    >>> tx, params = mgda(), {"w": jnp.zeros(2)}
+    >>> grads = {"w": jnp.eye(2)}
+    >>> _, state = tx.update(grads, tx.init(params), params, values=jnp.array([0.5, 0.25]))
+    >>> state.weights.tolist()
+    [0.5, 0.5]
+    """
 
     record: WeightRecord
 

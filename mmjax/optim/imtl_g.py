@@ -93,7 +93,11 @@ def imtl_g(
 
 @dataclass(frozen=True, kw_only=True)
 class ImtlGConfig(MeanGramConfig):
-    """The combination on which all gradients have equal projections."""
+    """The combination on which all gradients have equal projections.
+
+    >>> ImtlGConfig(negative="mean").negative
+    'mean'
+    """
 
     name: str = "imtl_g"
     negative: Negative = "keep"

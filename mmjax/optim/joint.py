@@ -19,7 +19,16 @@ from mmjax.optim.record import WeightRecord, empty_record, recorded
 
 
 class JointState(NamedTuple):
-    """State of `joint`."""
+    """State of `joint`.
+
+    >>> import jax.numpy as jnp
+    >>> from mmjax.optim import joint
+    >>> tx, params = joint(), {"w": jnp.zeros(2)}
+    >>> grads = {"w": jnp.eye(2)}
+    >>> _, state = tx.update(grads, tx.init(params), params, values=jnp.array([0.5, 0.25]))
+    >>> state.weights.tolist()
+    [1.0, 0.0]
+    """
 
     record: WeightRecord
 
@@ -85,7 +94,11 @@ def joint(*, num_objectives: int | None = None) -> optax.GradientTransformationE
 
 @dataclass(frozen=True, kw_only=True)
 class JointConfig(MethodConfig):
-    """The fusion loss alone; the uni-modal heads are probes on stop_gradient(features)."""
+    """The fusion loss alone; the uni-modal heads are probes on stop_gradient(features).
+
+    >>> JointConfig().probe_heads
+    True
+    """
 
     name: str = "joint"
 

@@ -64,7 +64,11 @@ def mgda(
 
 @dataclass(frozen=True, kw_only=True)
 class MgdaConfig(MeanGramConfig):
-    """The shortest convex combination of the gradients: no objective gets worse."""
+    """The shortest convex combination of the gradients: no objective gets worse.
+
+    >>> MgdaConfig(level="features").level
+    'features'
+    """
 
     name: str = "mgda"
 

@@ -60,7 +60,16 @@ def mimo_weights(values: Array, penalty: float | Array, smoothing: float | Array
 
 
 class MimoState(NamedTuple):
-    """State of `mimo`: the step count (int32 scalar; schedules run on it) and the last weights."""
+    """State of `mimo`: the step count (int32 scalar; schedules run on it) and the last weights.
+
+    >>> import jax.numpy as jnp
+    >>> from mmjax.optim import mimo
+    >>> tx, params = mimo(penalty=2.0), {"w": jnp.zeros(2)}
+    >>> grads = {"w": jnp.eye(2)}
+    >>> _, state = tx.update(grads, tx.init(params), params, values=jnp.array([0.5, 0.25]))
+    >>> state.weights.tolist()
+    [1.0, 2.0]
+    """
 
     count: Array  # type: ignore[assignment]  # hides tuple.count, as in Optax's own states
     record: WeightRecord
@@ -130,7 +139,11 @@ def mimo(
 
 @dataclass(frozen=True, kw_only=True)
 class MimoConfig(MethodConfig):
-    """The fusion loss plus a smoothed penalty on the worst uni-modal loss."""
+    """The fusion loss plus a smoothed penalty on the worst uni-modal loss.
+
+    >>> MimoConfig(penalty=2.0).penalty
+    2.0
+    """
 
     name: str = "mimo"
     penalty: float = 2.0

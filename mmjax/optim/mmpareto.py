@@ -197,7 +197,11 @@ def _encoders(rows: GradientRows, groups: Any) -> Mapping[int, list[int]]:
 
 @dataclass(frozen=True, kw_only=True)
 class MMParetoConfig(MethodConfig):
-    """In each encoder, the fusion's and the modality's gradient without conflict, the step size restored."""
+    """In each encoder, the fusion's and the modality's gradient without conflict, the step size restored.
+
+    >>> MMParetoConfig(gamma=1.2).gamma
+    1.2
+    """
 
     name: str = "mmpareto"
     gamma: float = 1.5

@@ -23,6 +23,14 @@ class MonitorState(NamedTuple):
 
     The padded arrays hold K entries (or K x K), and NaN (0 for conflicts) up to 16 where `num_objectives` was not given;
     the properties cut them to K outside a trace.
+
+    >>> import jax.numpy as jnp
+    >>> from mmjax.optim import monitor, uniform
+    >>> tx, params = monitor(uniform(), every=1), {"w": jnp.zeros(2)}
+    >>> grads = {"w": jnp.eye(2)}
+    >>> _, state = tx.update(grads, tx.init(params), params, values=jnp.array([0.5, 0.25]))
+    >>> state.norms.tolist(), state.values.tolist()
+    ([1.0, 1.0], [0.5, 0.25])
     """
 
     inner: PyTree

@@ -105,7 +105,11 @@ def nash_mtl(
 
 @dataclass(frozen=True, kw_only=True)
 class NashMtlConfig(GramConfig):
-    """The bargaining solution: every objective's relative gain weighs the same."""
+    """The bargaining solution: every objective's relative gain weighs the same.
+
+    >>> NashMtlConfig(max_norm=1.0).max_norm
+    1.0
+    """
 
     name: str = "nash_mtl"
     max_norm: float | None = None

@@ -250,7 +250,11 @@ def _check_arguments(method: str, unimodal_logits: Any, labels: Any, groups: Any
 
 @dataclass(frozen=True, kw_only=True)
 class OgmConfig(MethodConfig):
-    """Joint training that slows down the encoder of the modality that is ahead."""
+    """Joint training that slows down the encoder of the modality that is ahead.
+
+    >>> OgmConfig().name
+    'ogm'
+    """
 
     name: str = "ogm"
     alpha: float = 0.3
@@ -302,7 +306,11 @@ class OgmConfig(MethodConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class OgmGeConfig(OgmConfig):
-    """OGM with noise on the encoders' gradients, of their own spread."""
+    """OGM with noise on the encoders' gradients, of their own spread.
+
+    >>> OgmGeConfig().name
+    'ogm_ge'
+    """
 
     name: str = "ogm_ge"
 

@@ -89,7 +89,11 @@ def pcgrad(
 
 @dataclass(frozen=True, kw_only=True)
 class PcgradConfig(GramConfig):
-    """Each gradient projected off those that it conflicts with, in random order; then the sum."""
+    """Each gradient projected off those that it conflicts with, in random order; then the sum.
+
+    >>> PcgradConfig().kind
+    'gradient'
+    """
 
     name: str = "pcgrad"
 

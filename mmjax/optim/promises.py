@@ -11,6 +11,10 @@ class Promise(StrEnum):
     A method declares its promises in its `MethodConfig`. A promise may hold for some options only; those are named here.
     What every combiner owes (finite and of the right shape at any common scale, lazy as stacked, absent objectives
     without opinion, ...) is no promise: `check_combiner` checks it always.
+
+    >>> from mmjax.optim import METHODS
+    >>> Promise.NON_CONFLICTING in METHODS["upgrad"].promises
+    True
     """
 
     IDENTITY_FOR_ONE = "identity_for_one"

@@ -46,7 +46,11 @@ def rlw(*, scale: Scale = "mean", num_objectives: int | None = None) -> optax.Gr
 
 @dataclass(frozen=True, kw_only=True)
 class RlwConfig(MethodConfig):
-    """Random weights, drawn anew each step: what a method that computes them must beat."""
+    """Random weights, drawn anew each step: what a method that computes them must beat.
+
+    >>> RlwConfig().name
+    'rlw'
+    """
 
     name: str = "rlw"
     scale: Scale = "mean"

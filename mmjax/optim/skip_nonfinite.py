@@ -22,6 +22,14 @@ class SkipNonfiniteState(NamedTuple):
 
     nonfinite: int32 [K], at how many steps each objective's gradient was not finite ([16], zero-padded, where
     `num_objectives` was not given).
+
+    >>> import jax.numpy as jnp
+    >>> from mmjax.optim import skip_nonfinite, uniform
+    >>> tx, params = skip_nonfinite(uniform()), {"w": jnp.zeros(2)}
+    >>> grads = {"w": jnp.eye(2)}
+    >>> _, state = tx.update(grads, tx.init(params), params, values=jnp.array([0.5, 0.25]))
+    >>> int(state.skipped), state.nonfinite[:2].tolist()
+    (0, [0, 0])
     """
 
     inner: PyTree

@@ -87,7 +87,11 @@ def _each(name: str, given: Any, k: int, default: float) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class StchConfig(MethodConfig):
-    """A smooth maximum over all losses, the fusion's among them: the worst objective gets the attention."""
+    """A smooth maximum over all losses, the fusion's among them: the worst objective gets the attention.
+
+    >>> StchConfig().name
+    'stch'
+    """
 
     name: str = "stch"
     smoothing: float = 0.1

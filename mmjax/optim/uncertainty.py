@@ -65,7 +65,11 @@ def uncertainty(
 
 @dataclass(frozen=True, kw_only=True)
 class UncertaintyConfig(MethodConfig):
-    """Every loss divided by a variance that is learned beside it."""
+    """Every loss divided by a variance that is learned beside it.
+
+    >>> UncertaintyConfig().name
+    'uncertainty'
+    """
 
     name: str = "uncertainty"
     learning_rate: float = 0.01

@@ -17,7 +17,16 @@ from mmjax.optim.record import WeightRecord, empty_record, recorded
 
 
 class UniformState(NamedTuple):
-    """State of `uniform`."""
+    """State of `uniform`.
+
+    >>> import jax.numpy as jnp
+    >>> from mmjax.optim import uniform
+    >>> tx, params = uniform(), {"w": jnp.zeros(2)}
+    >>> grads = {"w": jnp.eye(2)}
+    >>> _, state = tx.update(grads, tx.init(params), params, values=jnp.array([0.5, 0.25]))
+    >>> state.weights.tolist()
+    [1.0, 1.0]
+    """
 
     record: WeightRecord
 
@@ -65,7 +74,11 @@ def uniform(*, num_objectives: int | None = None) -> optax.GradientTransformatio
 
 @dataclass(frozen=True, kw_only=True)
 class UniformConfig(MethodConfig):
-    """Plain sum of the fusion loss and every uni-modal loss: the control."""
+    """Plain sum of the fusion loss and every uni-modal loss: the control.
+
+    >>> UniformConfig().backward_passes
+    '1'
+    """
 
     name: str = "uniform"
 

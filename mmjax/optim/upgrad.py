@@ -80,7 +80,11 @@ def upgrad(
 
 @dataclass(frozen=True, kw_only=True)
 class UpgradConfig(MeanGramConfig):
-    """The mean of the gradients, each projected so that no objective gets worse."""
+    """The mean of the gradients, each projected so that no objective gets worse.
+
+    >>> UpgradConfig(scope="all").scope
+    'all'
+    """
 
     name: str = "upgrad"
 

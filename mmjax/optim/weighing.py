@@ -37,7 +37,16 @@ Weigh = Callable[[PyTree, Observed], tuple[Array, PyTree]]
 
 
 class WeighingState(NamedTuple):
-    """State of a weighing method. memory: what it remembers, one entry an objective in front, scalars apart."""
+    """State of a weighing method. memory: what it remembers, one entry an objective in front, scalars apart.
+
+    >>> import jax.numpy as jnp
+    >>> from mmjax.optim import stch
+    >>> tx, params = stch(smoothing=1.0), {"w": jnp.zeros(2)}
+    >>> grads = {"w": jnp.eye(2)}
+    >>> _, state = tx.update(grads, tx.init(params), params, values=jnp.array([0.5, 0.25]))
+    >>> round(float(state.weights.sum()), 5)
+    1.0
+    """
 
     memory: PyTree
     record: WeightRecord

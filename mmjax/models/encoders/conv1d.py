@@ -69,7 +69,11 @@ class Conv1D(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Conv1DConfig(EncoderConfig):
-    """One-dimensional convolutions on waveforms."""
+    """One-dimensional convolutions on waveforms.
+
+    >>> Conv1DConfig().name
+    'conv1d'
+    """
 
     name: str = "conv1d"
     channels: int = 32

@@ -62,7 +62,11 @@ class GRU(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class GRUConfig(EncoderConfig):
-    """Gated recurrent units on sequences."""
+    """Gated recurrent units on sequences.
+
+    >>> GRUConfig().name
+    'gru'
+    """
 
     name: str = "gru"
     width: int = 64

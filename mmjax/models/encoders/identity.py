@@ -31,7 +31,11 @@ class Identity(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class IdentityConfig(EncoderConfig):
-    """No encoder: features made elsewhere."""
+    """No encoder: features made elsewhere.
+
+    >>> IdentityConfig().name
+    'identity'
+    """
 
     name: str = "identity"
 

@@ -57,7 +57,11 @@ class LeNet(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class LeNetConfig(EncoderConfig):
-    """The published AV-MNIST LeNet."""
+    """The published AV-MNIST LeNet.
+
+    >>> LeNetConfig(channels=6).name
+    'lenet'
+    """
 
     name: str = "lenet"
     channels: int = 3

@@ -46,7 +46,11 @@ class MLP(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class MLPConfig(EncoderConfig):
-    """Multi-layer perceptron on the flattened input."""
+    """Multi-layer perceptron on the flattened input.
+
+    >>> MLPConfig(width=64).name
+    'mlp'
+    """
 
     name: str = "mlp"
     width: int = 128

@@ -108,7 +108,11 @@ class ResNet18(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet18Config(EncoderConfig):
-    """ResNet-18 on images or spectrograms."""
+    """ResNet-18 on images or spectrograms.
+
+    >>> ResNet18Config().name
+    'resnet18'
+    """
 
     name: str = "resnet18"
     width: int = 64

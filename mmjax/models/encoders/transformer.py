@@ -78,7 +78,11 @@ class Transformer(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig(EncoderConfig):
-    """Transformer on sequences or tokens."""
+    """Transformer on sequences or tokens.
+
+    >>> TransformerConfig().name
+    'transformer'
+    """
 
     name: str = "transformer"
     width: int = 64

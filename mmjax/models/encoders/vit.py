@@ -68,7 +68,11 @@ class ViT(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig(EncoderConfig):
-    """Vision Transformer on images or spectrograms."""
+    """Vision Transformer on images or spectrograms.
+
+    >>> ViTConfig().name
+    'vit'
+    """
 
     name: str = "vit"
     width: int = 64

@@ -144,7 +144,11 @@ def _check(config: CrossAttentionConfig | BottleneckConfig) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CrossAttentionConfig(FusionConfig):
-    """Cross-attention from each modality's tokens to those of all others."""
+    """Cross-attention from each modality's tokens to those of all others.
+
+    >>> CrossAttentionConfig().name
+    'cross_attention'
+    """
 
     name: str = "cross_attention"
     width: int = 64
@@ -167,7 +171,11 @@ class CrossAttentionConfig(FusionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BottleneckConfig(FusionConfig):
-    """Attention bottlenecks."""
+    """Attention bottlenecks.
+
+    >>> BottleneckConfig().name
+    'bottleneck'
+    """
 
     name: str = "bottleneck"
     width: int = 64

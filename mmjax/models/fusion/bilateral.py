@@ -98,7 +98,11 @@ class MultiplicativeFusion(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class FiLMConfig(FusionConfig):
-    """Feature-wise linear modulation of one modality by the other; two modalities only."""
+    """Feature-wise linear modulation of one modality by the other; two modalities only.
+
+    >>> FiLMConfig().name
+    'film'
+    """
 
     name: str = "film"
     width: int = 128
@@ -121,7 +125,11 @@ class FiLMConfig(FusionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MultiplicativeConfig(FusionConfig):
-    """Multiplicative interactions of two modalities."""
+    """Multiplicative interactions of two modalities.
+
+    >>> MultiplicativeConfig().name
+    'multiplicative'
+    """
 
     name: str = "multiplicative"
     width: int = 32

@@ -122,7 +122,11 @@ def check_absent(absent: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ConcatConfig(FusionConfig):
-    """Concatenated features, hidden layers, one linear layer."""
+    """Concatenated features, hidden layers, one linear layer.
+
+    >>> ConcatConfig(hidden=(64,)).name
+    'concat'
+    """
 
     name: str = "concat"
     hidden: tuple[int, ...] = (128,)
@@ -142,7 +146,11 @@ class ConcatConfig(FusionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SumConfig(FusionConfig):
-    """Sum of linear maps of the features, ReLU, hidden layers, one linear layer."""
+    """Sum of linear maps of the features, ReLU, hidden layers, one linear layer.
+
+    >>> SumConfig().name
+    'sum'
+    """
 
     name: str = "sum"
     width: int = 128
@@ -163,7 +171,11 @@ class SumConfig(FusionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GatedConfig(FusionConfig):
-    """Gated multi-modal unit, hidden layers, one linear layer."""
+    """Gated multi-modal unit, hidden layers, one linear layer.
+
+    >>> GatedConfig().name
+    'gated'
+    """
 
     name: str = "gated"
     width: int = 128

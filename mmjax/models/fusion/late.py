@@ -137,7 +137,11 @@ def _weighted(decisions: Mapping[str, HeadOutput], weights: Array) -> HeadOutput
 
 @dataclass(frozen=True, kw_only=True)
 class LateConfig(FusionConfig):
-    """Mean of the uni-modal logits."""
+    """Mean of the uni-modal logits.
+
+    >>> LateConfig().name
+    'late'
+    """
 
     name: str = "late"
 
@@ -149,7 +153,11 @@ class LateConfig(FusionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class UncertaintyWeightedConfig(FusionConfig):
-    """Uni-modal logits weighted by their energy, as QMF does; for classification."""
+    """Uni-modal logits weighted by their energy, as QMF does; for classification.
+
+    >>> UncertaintyWeightedConfig().name
+    'uncertainty_weighted'
+    """
 
     name: str = "uncertainty_weighted"
 
@@ -163,7 +171,11 @@ class UncertaintyWeightedConfig(FusionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EvidentialConfig(FusionConfig):
-    """Uni-modal opinions fused by the reduced Dempster rule; for classification."""
+    """Uni-modal opinions fused by the reduced Dempster rule; for classification.
+
+    >>> EvidentialConfig().name
+    'evidential'
+    """
 
     name: str = "evidential"
 

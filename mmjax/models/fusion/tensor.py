@@ -116,7 +116,11 @@ class LowRankTensorFusion(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class TensorConfig(FusionConfig):
-    """The outer product of all features."""
+    """The outer product of all features.
+
+    >>> TensorConfig().name
+    'tensor'
+    """
 
     name: str = "tensor"
     project: int = 16
@@ -139,7 +143,11 @@ class TensorConfig(FusionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LowRankTensorConfig(FusionConfig):
-    """Low-rank tensor fusion."""
+    """Low-rank tensor fusion.
+
+    >>> LowRankTensorConfig().name
+    'low_rank_tensor'
+    """
 
     name: str = "low_rank_tensor"
     rank: int = 40
