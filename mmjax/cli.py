@@ -228,7 +228,8 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
 
 def _predict(options: argparse.Namespace, console: Console) -> int:
     run = load(options.workdir)
-    answers = run.predict(read_inputs(options.file, run.modalities))
+    inputs, present = read_inputs(options.file, run.modalities)
+    answers = run.predict(inputs, present)
     out = options.out or options.workdir / f"predictions_{options.file.stem}.npz"
     np.savez(out, allow_pickle=False, **{name: values.astype(np.float32) for name, values in answers.items()})
     shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in answers.items())
@@ -287,6 +288,8 @@ def _data_check(options: argparse.Namespace, console: Console) -> int:
     sizes = ", ".join(f"{split} {size}" for split, size in report.sizes.items())
     if report.task is not None:
         console.print(f"task: {report.task} with {report.num_outputs} outputs; examples: {sizes}")
+    if any(report.missing.values()):
+        console.print("missing: " + ", ".join(f"{name} in {count}" for name, count in report.missing.items()))
     if report.counts:
         counts = _table("class" if report.task == "classification" else "label", *report.counts)
         for row in report.class_rows():
