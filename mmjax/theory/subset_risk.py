@@ -26,11 +26,11 @@ from jax import Array
 from mmjax.config_file import to_json
 from mmjax.data import Splits, Task
 from mmjax.evaluation.metrics import score_name, task_metrics
+from mmjax.evaluation.subsets import Subset, choose_subsets, subset_name
 from mmjax.theory.disjoint import check_disjoint
 from mmjax.theory.intervals import Interval, mean_interval
 from mmjax.theory.latent_quality import RiskDecomposition, latent_representation_quality, risk_decomposition
 from mmjax.theory.learner import Learner
-from mmjax.theory.subsets import Subset, choose_subsets, subset_name
 from mmjax.theory.sweep_file import SweepFile
 
 GROUPS = 50
