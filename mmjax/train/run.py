@@ -15,7 +15,7 @@ from mmjax.data import Dataset
 from mmjax.data.arrays import erased
 from mmjax.data.validation import present_problems, raise_problems
 from mmjax.evaluation.metrics import probabilities
-from mmjax.models.multimodal import MultiModal
+from mmjax.generative.reader import Reader
 from mmjax.train import journal
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.inference import build_inference
@@ -97,9 +97,25 @@ class Run:
         return Dataset(arrays, label, task, self.inference.preprocess, present)
 
 
+def check_dataset(run: Run, dataset: Dataset) -> None:
+    """Raise ValueError unless a dataset is one that the run's model can be evaluated on: its modalities, its task."""
+    if set(dataset.modalities) != set(run.modalities):
+        raise ValueError(f"the dataset has modalities {dataset.modalities}; the model takes {sorted(run.modalities)}")
+    for m, expected in run.modalities.items():
+        shape = tuple(dataset.inputs[m].shape[1:])
+        if shape != tuple(expected):
+            raise ValueError(f"{m} has shape {shape} an example; the model takes {tuple(expected)}")
+    task, own = dataset.task, run.inference.task
+    if (task.kind, task.num_outputs) != (own.kind, own.num_outputs):
+        raise ValueError(
+            f"the dataset is {task.kind} with {task.num_outputs} outputs; the model {own.kind} with {own.num_outputs}"
+        )
+    _check_presence(run.inference, dataset)
+
+
 def _check_presence(inference: Inference, dataset: Dataset) -> None:
-    if dataset.present is not None and not isinstance(inference.model, MultiModal):
-        raise ValueError(f"a {type(inference.model).__name__} takes examples that have every modality; some lack one")
+    if dataset.present is not None and isinstance(inference.model, Reader):
+        raise ValueError("a generative model takes examples that have every modality; some lack one")
 
 
 def evaluate(run: Run, dataset: Dataset) -> dict[str, float]:
@@ -108,17 +124,10 @@ def evaluate(run: Run, dataset: Dataset) -> dict[str, float]:
     A modality's expert is measured on the examples that have it, and left out where none has.
 
     Raises:
-      ValueError: the dataset's modalities or task differ from the model's, or it lacks modalities that a generative model
-        needs (`mmjax.train.missing` is for those).
+      ValueError: the dataset's modalities, their shapes or its task differ from the model's, or it lacks modalities and the
+        model is generative (what such a model infers, `mmjax.train.missing` measures).
     """
-    if set(dataset.modalities) != set(run.modalities):
-        raise ValueError(f"the dataset has modalities {dataset.modalities}; the model takes {sorted(run.modalities)}")
-    task, own = dataset.task, run.inference.task
-    if (task.kind, task.num_outputs) != (own.kind, own.num_outputs):
-        raise ValueError(
-            f"the dataset is {task.kind} with {task.num_outputs} outputs; the model {own.kind} with {own.num_outputs}"
-        )
-    _check_presence(run.inference, dataset)
+    check_dataset(run, dataset)
     return Predictor(run.inference, run.route).metrics(run.variables, dataset)
 
 
