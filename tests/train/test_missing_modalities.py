@@ -118,7 +118,7 @@ def test_each_loss_is_the_mean_over_who_is_there_and_so_is_its_gradient(splits):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), new.params, expected)
 
 
-QUICK = {"joint", "mimo", "graddrop", "ogm_ge", "agm", "mgda-features", "mmpareto-parameters", "bogc-features-laplace"}
+QUICK = {"joint", "mimo", "ogm_ge", "agm", "mgda-features", "bogc-features-laplace"}
 """One of each way to the update; the others are compiled in the long proofs."""
 
 
@@ -191,15 +191,26 @@ def test_a_data_set_that_lacks_nothing_trains_the_same_bit_for_bit():
 
 
 def test_one_and_eight_devices_and_pmap_agree(splits):
+    """Uneven presence on each device, batch statistics, the mean of those present as stand-in, dropout of modalities."""
     model = ModelConfig(
-        encoders={"a": NORMED, "b": MLPConfig(width=4, depth=1, dropout=0.2)},
-        fusion=ConcatConfig(hidden=(4,), absent="mean"),
+        encoders={"a": NORMED, "b": MLPConfig(width=4, depth=1)}, fusion=ConcatConfig(hidden=(4,), absent="mean")
     )
-    options = partial(config, model=model, modality_dropout=0.3)
-    one = fit(options(), splits=splits)
+
+    def train(**route):
+        experiment = build_classifier(config(model=model, modality_dropout=0.3, **route), splits)
+        batches = [batch_of(presence(16, seed=t, rate=0.3), seed=t) for t in range(3)]
+        state = experiment.route.place_state(experiment.initial_state())
+        place = experiment.route.place_batch
+        program = experiment.route.compile(experiment.step, state, place(batches[0]), donate=True)
+        for batch in batches:
+            state, metrics = program(state, place(batch))
+        local = experiment.route.local_state(state)
+        return local.params, local.model_state, experiment.route.read(metrics).values
+
+    one = train(devices=1)
     for route in ({"devices": 8}, {"devices": 8, "parallel": "pmap"}):
-        many = fit(options(**route), splits=splits)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), many.variables, one.variables)
+        many = train(**route)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), many, one)
 
 
 class Interrupted(Observer):
@@ -214,8 +225,6 @@ def test_resumed_bit_for_bit(splits, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(options, tmp_path, splits=splits, observer=Interrupted())
     leaves_equal(fit(options, tmp_path, splits=splits).variables, straight.variables)
-    plain = fit(replace(options, train=replace(options.train, modality_dropout=0.0)), splits=splits)
-    assert any(np.any(x != y) for x, y in zip(*map(jax.tree.leaves, (plain.params, straight.params)), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -327,8 +336,8 @@ def test_dropout_is_drawn_anew_at_every_step_and_is_that_of_the_measurement(spli
 
 def test_other_tasks_train_too():
     inputs, label = arrays()
-    for target in (np.eye(CLASSES)[label][:, :2], inputs["a"][:, :2] * 0.1):
-        data = from_arrays(inputs, target, present=presence())
-        assert data.train.task in (Task("multilabel", 2), Task("regression", 2))
-        run = fit(config(modality_dropout=0.2), splits=data)
-        assert all(np.isfinite(v) for v in run.metrics.values())
+    data = from_arrays(inputs, inputs["a"][:, :2] * 0.1 + label[:, None], present=presence())
+    assert data.train.task == Task("regression", 2)
+    run = fit(config(modality_dropout=0.2), splits=data)
+    assert all(np.isfinite(v) for v in run.metrics.values())
+    assert "late_fusion/r2" in run.metrics
