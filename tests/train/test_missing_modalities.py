@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,7 +17,8 @@ from mmjax.config import Config, ModelConfig, TrainConfig
 from mmjax.data import Batch, Planted, Task, from_arrays
 from mmjax.evaluation.metrics import task_metrics
 from mmjax.models import ConcatConfig, CustomConfig, GatedConfig, MLPConfig
-from mmjax.optim import METHODS, BogcConfig, UniformConfig
+from mmjax.optim import METHODS, AgmConfig, BogcConfig, UniformConfig
+from mmjax.optim.agm import shapley_shares
 from mmjax.train.experiment import build_classifier
 from mmjax.train.journal import read_rows
 from mmjax.train.loop import fit
@@ -24,7 +26,7 @@ from mmjax.train.modality_dropout import drop_modalities
 from mmjax.train.observer import Observer
 from mmjax.train.optimizer import SGDConfig
 from mmjax.train.run import evaluate, load
-from mmjax.train.step import forward, measure_gradients, train_step
+from mmjax.train.step import forward, measure_gradients, prepare, train_step
 
 N, CLASSES = 96, 3
 
@@ -153,6 +155,7 @@ def test_every_method_survives_and_what_is_absent_neither_moves_nor_matters(meth
             there = present.any(axis=0)
             np.testing.assert_array_equal(np.isfinite(metrics.values), [True, *there])
             assert np.isfinite(metrics.weights).all()
+            assert not metrics.weights[1:][~there].any()
             for m in np.array(list("abc"))[~there]:
                 for group in (f"encoders_{m}", f"heads_{m}"):
                     leaves_equal(state.params[group], before.params[group])
@@ -164,6 +167,63 @@ def test_every_method_survives_and_what_is_absent_neither_moves_nor_matters(meth
         ends.append(state.params)
     leaves_equal(ends[1], ends[0])
     leaves_equal(ends[2], ends[0])
+
+
+class Overheard(NamedTuple):
+    weights: jax.Array
+    losses: jax.Array
+
+
+def test_methods_hear_the_loss_of_each_objective_and_who_is_active(splits):
+    def update(grads, state, params, *, values, active, present, logit_loss, last_layer, **rest):
+        logits = {n: inputs @ kernel + bias for n, (inputs, kernel, bias) in last_layer.items()}
+        heard = jnp.stack([logit_loss[n](logits[n]) for n in grads.names])
+        return grads.weighted(jnp.ones(4), active), Overheard(active * present.shape[1], heard)
+
+    init = lambda params: Overheard(jnp.ones(4), jnp.ones(4))  # noqa: E731
+    experiment = build_classifier(config(), splits)
+    tx = optax.chain(optax.GradientTransformationExtraArgs(init, update), optax.sgd(0.1))
+    training = replace(experiment.training, tx=tx)
+    state = experiment.initial_state()
+    state = state.replace(opt_state=tx.init(state.params))
+    present = presence(16, seed=1) & [True, True, False] | [False, True, False]
+    new, metrics = jax.jit(partial(train_step, training))(state, batch_of(present))
+    assert metrics.weights.tolist() == [3, 3, 3, 0]
+    np.testing.assert_allclose(new.opt_state[0].losses[:3], metrics.values[:3], rtol=1e-5)
+    assert new.opt_state[0].losses[3] == 0 and np.isnan(metrics.values[3])
+
+
+def test_agm_measures_a_share_on_who_has_the_modality(splits):
+    experiment = build_classifier(config(AgmConfig()), splits)
+    state, batch = experiment.initial_state(), batch_of(presence(16, seed=1))
+    new, _ = jax.jit(experiment.step)(state, batch)
+    model, inputs = experiment.inference.model, prepare(experiment.inference, batch.inputs)
+    variables = {"params": state.params, **state.model_state}
+    features = model.apply(variables, inputs, train=True, present=batch.present, method="encode")
+
+    def worth(coalition):
+        kept = {m: z * (m in coalition) for m, z in features.items()}
+        return model.apply(variables, kept, train=True, present=batch.present, method="decide").logits
+
+    shares = shapley_shares(worth, "abc")
+    for i, m in enumerate("abc"):
+        rows = np.flatnonzero(batch.present[:, i])
+        each = optax.softmax_cross_entropy_with_integer_labels(shares[m], batch.label)
+        expected = np.average(each[rows], weights=batch.weight[rows])
+        np.testing.assert_allclose(new.opt_state[0].losses[i], expected, rtol=1e-4)
+        others = np.flatnonzero(~batch.present[:, i])
+        np.testing.assert_allclose(shares[m][others], 0, atol=1e-6)  # who lacks it owes it nothing
+
+
+def test_bogc_compares_precisions_among_who_has_the_modality(splits):
+    """Examples without c, and without weight, must not show in what becomes of c's encoder."""
+    experiment = build_classifier(config(BogcConfig()), splits)
+    state, batch = experiment.initial_state(), batch_of(None)
+    present = np.arange(16)[:, None] < [16, 16, 8]
+    mixed = batch._replace(present=jnp.asarray(present), weight=jnp.asarray(present[:, 2], jnp.float32))
+    alone = jax.tree.map(lambda x: x[:8], mixed)
+    with_others, without = (jax.jit(experiment.step)(state, b)[0].params["encoders_c"] for b in (mixed, alone))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), with_others, without)
 
 
 @pytest.mark.parametrize("fusion", [ConcatConfig(hidden=(4,), absent="token"), GatedConfig(width=4)])
