@@ -84,7 +84,7 @@ MUTANTS = {
         make_ogm_ge,
     ),
     "agm: the sign flipped": Mutant(
-        lambda losses, reference, alpha, active: modulation(losses, reference, -alpha, active),
+        lambda losses, reference, alpha: modulation(losses, reference, -alpha),
         known_answers.agm_slows_who_is_further_ahead_than_usual,
         modulation,
     ),
