@@ -225,6 +225,9 @@ class TrainConfig:
     """Share of each label given to all classes evenly, in [0, 1); classification only."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: each class weighs N / (classes * its count) in the loss; classification only."""
+    modality_dropout: float = 0.0
+    """Probability, in [0, 1), that an example of a training batch loses a modality, as if it had come without; at least one
+    always stays."""
     evaluate_every: int | None = None
     """Steps between evaluations on the validation split; None: once an epoch."""
     checkpoint_every: int | None = None
@@ -281,6 +284,7 @@ def validate(config: Config) -> None:
         ("batch_size", train.batch_size >= 1, "at least 1"),
         ("label_smoothing", 0 <= train.label_smoothing < 1, "in [0, 1)"),
         ("class_weights", train.class_weights in ("none", "balanced"), "none or balanced"),
+        ("modality_dropout", 0 <= train.modality_dropout < 1, "in [0, 1)"),
         ("evaluate_every", train.evaluate_every is None or train.evaluate_every >= 1, "at least 1, or None"),
         ("checkpoint_every", train.checkpoint_every is None or train.checkpoint_every >= 1, "at least 1, or None"),
         ("log_every", train.log_every >= 1, "at least 1"),

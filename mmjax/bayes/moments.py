@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -83,28 +83,31 @@ class Given:
     """What a step hands over besides gradients.
 
     active: bool [K]; count: int32, the step; last_layer: {objective: (inputs [B, D'], kernel [D', C], bias [C])}; loss:
-    logits [B, C] -> scalar, this device's share, or else labels, whose mean cross-entropy is taken; key; refresh: bool
-    scalar, whether to take the posterior anew now, or None.
+    logits [B, C] -> scalar, this device's share, or {objective: such a function}, or else labels, whose mean cross-entropy
+    is taken; key; refresh: bool scalar, whether to take the posterior anew now, or None; there: {objective: bool [B]}, the
+    examples that an objective is about, for those that are not about all.
     """
 
     active: Array
     count: Array
     last_layer: LastLayers | None = None
-    loss: Callable[[Array], Array] | None = None
+    loss: Callable[[Array], Array] | Mapping[str, Callable[[Array], Array]] | None = None
     labels: Array | None = None
     key: Array | None = None
     refresh: Array | None = None
+    there: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Survey:
     """How a pass over the whole training set renews an estimator's state.
 
-    start: setting -> carry; add: (carry, last layers, weight [B]) -> carry; finish: (setting, carry, state) -> state.
+    start: setting -> carry; add: (carry, last layers, {objective: weight [B]}) -> carry; finish: (setting, carry, state) ->
+    state.
     """
 
     start: Callable[[Setting], PyTree]
-    add: Callable[[PyTree, LastLayers, Array], PyTree]
+    add: Callable[[PyTree, LastLayers, Mapping[str, Array]], PyTree]
     finish: Callable[[Setting, PyTree, PyTree], PyTree]
 
 
@@ -281,8 +284,8 @@ def laplace(
     def start(setting: Setting) -> dict[str, Array]:
         return {name: empty_precision(*sizes, likelihood) for name, sizes in layers_of(setting).items()}
 
-    def add(carry: dict[str, Array], last_layer: LastLayers, weight: Array) -> dict[str, Array]:
-        return {name: total + precision(*last_layer[name], weight, likelihood) for name, total in carry.items()}
+    def add(carry: dict[str, Array], last_layer: LastLayers, weight: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: total + precision(*last_layer[name], weight[name], likelihood) for name, total in carry.items()}
 
     def finish(setting: Setting, carry: dict[str, Array], state: LaplaceState) -> LaplaceState:
         return state._replace(posteriors=posteriors(carry, prior(setting)))
@@ -304,7 +307,9 @@ def laplace(
             totals = {}
             for name in layers_of(setting):
                 inputs, kernel, bias = last_layer[name]
-                total = precision(inputs, kernel, bias, None, likelihood) * (examples / inputs.shape[0])
+                # the training set lacks the modality as often as the batch does
+                weight = given.there[name].astype(jnp.float32) if name in given.there else None
+                total = precision(inputs, kernel, bias, weight, likelihood) * (examples / inputs.shape[0])
                 totals[name] = gradients.over_devices(total)
             made = posteriors(totals, prior(setting))
             for k, name in enumerate(made):
@@ -333,7 +338,8 @@ def laplace(
             draws = deviations(state.posteriors[name], jax.random.fold_in(given.key, k), int(samples), after)
             after = zero_after(draws)
             draws = draws.reshape(int(samples), *centre.shape)
-            cotangents[name] = sampled_cotangents(given.loss, inputs, centre + draws)
+            loss = given.loss[name] if isinstance(given.loss, Mapping) else given.loss
+            cotangents[name] = sampled_cotangents(loss, inputs, centre + draws)
             traces.append(jnp.mean(jnp.sum(draws**2, axis=(1, 2))))
         moments = []
         for rows, each in zip(gradients.rows, gradients.pull_back(cotangents), strict=True):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from mmjax.optim.geometry import Geometry, geometry_of
+from mmjax.optim.geometry import geometry_of, without_inactive
 from mmjax.optim.gradients import count_objectives
 from mmjax.optim.options import check_active, check_num_objectives
 from mmjax.optim.record import CAPACITY, WeightRecord, empty_record, recorded
@@ -135,7 +135,7 @@ def monitor(
 
             def measured(state: MonitorState) -> MonitorState:
                 # Lazy gradients are asked for in here, inside the branch: a step that does not measure computes none.
-                norms, cosines = _without_inactive(geometry_of(grads, extra_args.get("touching")), active)
+                norms, cosines = without_inactive(geometry_of(grads, extra_args.get("touching")), active)
                 return state._replace(
                     measurements=optax.safe_increment(state.measurements),
                     padded_norms=_padded(norms, size),
@@ -153,10 +153,3 @@ def _padded(entries: Array, size: int) -> Array:
     """Return float32 entries with every axis filled up to `size` by NaN."""
     room = [(0, size - length) for length in entries.shape]
     return jnp.pad(entries.astype(jnp.float32), room, constant_values=jnp.nan)
-
-
-def _without_inactive(geometry: Geometry, active: Array | None) -> Geometry:
-    if active is None:
-        return geometry
-    both = active[:, None] & active[None, :]
-    return Geometry(jnp.where(active, geometry.norms, jnp.nan), jnp.where(both, geometry.cosines, jnp.nan))

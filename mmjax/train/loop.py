@@ -245,11 +245,14 @@ class _Loop:
         bad = np.where(first_bad >= 0, first_bad, np.iinfo(np.int32).max)
         for (step, _), values in zip(window.measured, measured, strict=True):
             if step < bad.min():
-                self._row({"step": step, "kind": "gradients"} | {k: float(v) for k, v in values.items()})
-        values = np.stack([m.values for m in metrics]).mean(axis=0, dtype=np.float64)
+                told_here = {
+                    k: float(v) for k, v in values.items() if np.isfinite(v)
+                }  # else the batch lacks a modality
+                self._row({"step": step, "kind": "gradients"} | told_here)
+        values = _mean_where_there(np.stack([m.values for m in metrics]))
         weights = np.stack([m.weights for m in metrics]).mean(axis=0, dtype=np.float64)
         row: dict[str, Any] = {"step": window.done, "kind": "train"}
-        row |= {f"loss/{name}": float(v) for name, v in zip(names, values, strict=True)}
+        row |= {f"loss/{name}": float(v) for name, v in zip(names, values, strict=True) if not np.isnan(v)}
         row |= {f"weight/{name}": float(w) for name, w in zip(names, weights, strict=True)}
         row |= {name: float(value) for name, value in told.items()}  # of the last step
         row["steps_per_second"] = len(metrics) / (self.fetched - before)
@@ -334,6 +337,13 @@ class _Loop:
             modalities={m: tuple(x.shape[1:]) for m, x in experiment.splits.train.inputs.items()},
             workdir=self.folder,
         )
+
+
+def _mean_where_there(values: np.ndarray) -> np.ndarray:
+    """Return the means [K] of losses [steps, K] over the steps whose batch had the modality; NaN where none had."""
+    there = ~np.isnan(values)
+    total = np.where(there, values, 0).sum(axis=0, dtype=np.float64)
+    return np.where(there.any(axis=0), total / np.maximum(there.sum(axis=0), 1), np.nan)
 
 
 def _variables(state: TrainState) -> PyTree:

@@ -20,13 +20,13 @@ from mmjax.bayes.laplace import (
     zero_after,
 )
 from mmjax.data import Dataset, evaluation_batches, gather
-from mmjax.evaluation.metrics import task_metrics
+from mmjax.evaluation.metrics import expert_metrics
 from mmjax.method import Refresh
 from mmjax.models.heads import LastLayer
 from mmjax.train.predictor import BATCH
 from mmjax.train.refresher import Refresher
 from mmjax.train.run import Run
-from mmjax.train.step import Inference, prepare
+from mmjax.train.step import Inference, outputs_of, prepare
 
 PyTree = Any
 
@@ -69,14 +69,12 @@ def laplace_metrics(
     size = -(-min(BATCH, len(dataset)) // devices) * devices
     parts = []
     for batch in evaluation_batches(dataset, size):
-        inputs = jax.device_put(batch.inputs, run.route.sharded)
-        parts.append(jax.device_get(program(run.variables, posteriors, inputs)))
+        given = jax.device_put((batch.inputs, batch.present), run.route.sharded)
+        parts.append(jax.device_get(program(run.variables, posteriors, *given)))
     experts = {name: np.concatenate([part[name] for part in parts])[: len(dataset)] for name in parts[0]}
-    return {
-        f"{name}/{metric}": value
-        for name, probability in experts.items()
-        for metric, value in task_metrics(task, _as_logits(probability, likelihood), dataset.label).items()
-    }
+    logits = {name: _as_logits(probability, likelihood) for name, probability in experts.items()}
+    here = None if dataset.present is None else {m: dataset.has(m) for m in dataset.modalities}
+    return expert_metrics(task, logits, dataset.label, here)
 
 
 def _posteriors(run: Run, train: Dataset, tau: float, likelihood: Likelihood) -> dict[str, Posterior]:
@@ -88,7 +86,10 @@ def _posteriors(run: Run, train: Dataset, tau: float, likelihood: Likelihood) ->
 
     def add(carry: dict[str, Array], outputs: Any, label: Array, weight: Array) -> dict[str, Array]:
         del label
-        return {n: total + precision(*_arrays(outputs.last_layer[n]), weight, likelihood) for n, total in carry.items()}
+        return {
+            n: total + precision(*_arrays(outputs.last_layer[n]), outputs.weight_of(n, weight), likelihood)
+            for n, total in carry.items()
+        }
 
     refresh = Refresh(
         every=1,
@@ -107,8 +108,9 @@ def _predictive(
     variables: PyTree,
     posteriors: dict[str, Posterior],
     inputs: Any,
+    present: Array | None,
 ) -> dict[str, Array]:
-    outputs: Any = inference.model.apply(variables, prepare(inference, inputs))
+    outputs = outputs_of(inference, variables, inputs, present)
     keys = {name: jax.random.fold_in(jax.random.key(seed), k) for k, name in enumerate(sorted(posteriors))}
     found: dict[str, Array] = {}
     after: float | Array = 0.0
