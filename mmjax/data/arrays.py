@@ -249,7 +249,7 @@ def read_inputs(path: str | Path, modalities: Iterable[str]) -> tuple[dict[str, 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder) / "new.npz"
     ...     np.savez(path, sound=np.zeros((3, 8)))
-    ...     read_inputs(path, ["sound"])["sound"].shape
+    ...     read_inputs(path, ["sound"])[0]["sound"].shape
     (3, 8)
     """
     arrays, unreadable = read_npz(path)
