@@ -21,6 +21,7 @@ from mmjax.models.encoders import (
     ViT,
     ViTConfig,
 )
+from mmjax.models.experts import ExpertPair, ExpertsConfig, ProductOfExperts
 from mmjax.models.fusion import (
     FUSIONS,
     BottleneckConfig,
@@ -42,6 +43,8 @@ from mmjax.models.fusion import (
     LowRankTensorFusion,
     MultiplicativeConfig,
     MultiplicativeFusion,
+    ProductConfig,
+    ProductFusion,
     SumConfig,
     SumFusion,
     TensorConfig,
@@ -71,6 +74,8 @@ __all__ = [
     "Dropout",
     "EvidentialConfig",
     "EvidentialFusion",
+    "ExpertPair",
+    "ExpertsConfig",
     "FiLMConfig",
     "FiLMFusion",
     "GRUConfig",
@@ -94,6 +99,9 @@ __all__ = [
     "NnxEncoder",
     "Norm",
     "Outputs",
+    "ProductConfig",
+    "ProductFusion",
+    "ProductOfExperts",
     "PureEncoder",
     "PytreeEncoder",
     "ResNet18",

@@ -28,6 +28,7 @@ class Outputs:
     fused ones; last_layer: {objective: LastLayer(inputs, kernel, bias)} of the fusion ("fusion") and each uni-modal
     head, without those that have none (evidential fusion). present: bool [B, M], columns by sorted modality, what was
     there; None: everything. What is said of an absent modality, features and uni-modal logits, means nothing.
+    experts: {name: [B, C]}, logits of further experts that are no objectives (the joint one of a product of experts).
 
     >>> import jax.numpy as jnp
     >>> outputs = Outputs({"a": jnp.ones((2, 3))}, {"a": jnp.ones((2, 5))}, jnp.zeros((2, 5)), {})
@@ -40,10 +41,11 @@ class Outputs:
     logits: Array
     last_layer: dict[str, LastLayer]
     present: Array | None = None
+    experts: dict[str, Array] = flax.struct.field(default_factory=dict)
 
     @property
     def by_objective(self) -> dict[str, Array]:
-        """Logits of every expert: {"fusion": ..., modality: ...}."""
+        """Logits of every expert that is an objective: {"fusion": ..., modality: ...}."""
         return {FUSION: self.logits, **self.unimodal_logits}
 
     def here(self, objective: str) -> Array | None:

@@ -49,7 +49,8 @@ def measured(dataset: Dataset, experts: Mapping[str, np.ndarray]) -> dict[str, f
     """Return the metrics of experts {name: logits [N, C]} on a dataset, and of the late fusion of several modalities."""
     here = None if dataset.present is None else {m: dataset.has(m) for m in dataset.modalities}
     if len(dataset.modalities) > 1:
-        experts = {**experts, LATE_FUSION: late_fusion(dataset.task, experts, here)}
+        alone = {m: experts[m] for m in dataset.modalities}
+        experts = {**experts, LATE_FUSION: late_fusion(dataset.task, alone, here)}
     return expert_metrics(dataset.task, experts, dataset.label, here)
 
 

@@ -97,8 +97,9 @@ def outputs_of(
 def forward(
     inference: Inference, variables: PyTree, inputs: Mapping[str, Array], present: Array | None = None
 ) -> dict[str, Array]:
-    """Return the logits of every expert, {"fusion": [B, C], modality: [B, C]}, of `outputs_of`."""
-    return outputs_of(inference, variables, inputs, present).by_objective
+    """Return the logits of every expert, {"fusion": [B, C], modality: [B, C]} and further ones, of `outputs_of`."""
+    outputs = outputs_of(inference, variables, inputs, present)
+    return outputs.by_objective | outputs.experts
 
 
 def _loss(training: Training, batch: Batch, here: Array | None, logits: Array) -> Array:

@@ -45,6 +45,25 @@ class LateFusion(DecisionFusion):
         return _weighted(decisions, mean_weights(_present(decisions, present)))
 
 
+class ProductFusion(DecisionFusion):
+    """The sum of the uni-modal logits over the modalities present: the normalised product of their probabilities.
+
+    For classification log softmax(Σ_m z_m) = Σ_m log p_m − log Z; for multi-label data the same for each label. Its last
+    layer is the heads' last layers side by side.
+
+    >>> import jax
+    >>> last = LastLayer(jnp.ones((1, 2)), jnp.ones((2, 3)), jnp.zeros(3))
+    >>> decisions = {"a": HeadOutput(jnp.array([[2.0, 0.0]]), last), "b": HeadOutput(jnp.array([[0.0, 4.0]]), last)}
+    >>> ProductFusion().apply({}, decisions, train=False).logits.tolist()
+    [[2.0, 4.0]]
+    """
+
+    def __call__(self, decisions: Mapping[str, HeadOutput], train: bool, present: Array | None = None) -> HeadOutput:
+        """Fuse {modality: HeadOutput}; present: bool [B, M], None for all."""
+        del train
+        return _weighted(decisions, _present(decisions, present).astype(jnp.float32))
+
+
 class UncertaintyWeightedFusion(DecisionFusion):
     """z = Σ_m w_m z_m with w_m = stop_gradient(log Σ_c exp(z_mc) / 10): logits weighted by the energy of each decision.
 
@@ -133,6 +152,24 @@ def _weighted(decisions: Mapping[str, HeadOutput], weights: Array) -> HeadOutput
         jnp.zeros_like(biases[0]),
     )
     return HeadOutput(logits, side_by_side)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductConfig(FusionConfig):
+    """Product of the uni-modal probabilities: the sum of their logits.
+
+    >>> ProductConfig().name
+    'product'
+    """
+
+    name: str = "product"
+
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "multilabel")
+
+    def build(self, num_outputs: int, *, dtype: Any = jnp.float32, axis_name: str | None = None) -> nn.Module:
+        """Make the module."""
+        del num_outputs, dtype, axis_name  # the uni-modal heads have seen to them
+        return ProductFusion()
 
 
 @dataclass(frozen=True, kw_only=True)
