@@ -76,7 +76,7 @@ def patterns_plot(scores: Sequence[PatternScore], task: Task) -> Figure:
     shades = dict(zip(sizes, np.linspace(0.35, 0.85, len(sizes)), strict=True))
     colours = [colormaps["Blues"](shades[len(s.pattern)]) for s in scores]
     bars = axes.barh(range(len(scores)), values, color=colours, height=0.72)
-    axes.bar_label(bars, [written(score, v / scale) for v in values], padding=4, fontsize=8.5)
+    axes.bar_label(bars, [written(score, v / scale) for v in values], padding=7, fontsize=8.5)
     if late:
         axes.plot(
             list(late.values()), list(late), "o", color="#D55E00", markerfacecolor="none", label="late fusion", zorder=3
