@@ -125,8 +125,8 @@ class _Loop:
         self.best: PyTree = None
         self.pending: list[StepMetrics] = []
         self.measured: list[tuple[int, dict[str, Any]]] = []
-        self.waiting: _Window | None = None
-        self.fetched = 0.0  # when the last window was
+        self.waiting: list[_Window] = []
+        self.fetched = 0.0  # when the last windows were
 
     def run(self) -> Run:
         try:
@@ -173,9 +173,8 @@ class _Loop:
                 evaluate = done % experiment.evaluate_every == 0 or done == total
                 save = done % experiment.checkpoint_every == 0 or done == total
                 if done % train.log_every == 0 or evaluate or save:
-                    self._close_window(done, state)
+                    self._close_window(done, state, fetch=evaluate or save)
                 if evaluate or save:
-                    self._fetch_waiting()
                     pause = time.perf_counter()
                     local = route.local_state(state)
                     if evaluate:
@@ -222,26 +221,37 @@ class _Loop:
 
     # -- boundaries --------------------------------------------------------------------------------------------------
 
-    def _close_window(self, done: int, state: TrainState) -> None:
-        """Fetch the window before this one, and let this one wait: its steps may still be running.
+    def _close_window(self, done: int, state: TrainState, fetch: bool) -> None:
+        """Fetch the windows before this one, and let this one wait, unless `fetch`: its steps may still be running.
 
         To fetch it now would empty the queue of steps, and the device would idle until the next one is there.
         """
-        told = _snapshot((state.first_bad, getattr(state.opt_state[0], "diagnostics", {})))
-        window = _Window(done, self.pending, told, self.measured)
+        copies = _snapshot((state.first_bad, getattr(state.opt_state[0], "diagnostics", {})))
+        self.waiting.append(_Window(done, self.pending, copies, self.measured))
         self.pending, self.measured = [], []
-        self._fetch_waiting()
-        self.waiting = window
-
-    def _fetch_waiting(self) -> None:
-        """Fetch what the steps of the window that waits told, check it, write it."""
-        if self.waiting is None:
+        ready = len(self.waiting) if fetch else len(self.waiting) - 1
+        windows, self.waiting = self.waiting[:ready], self.waiting[ready:]
+        if not windows:
             return
-        window, self.waiting = self.waiting, None
-        names = self.experiment.names
-        metrics, (first_bad, told) = self.experiment.route.read((window.metrics, window.told))
-        measured = self.experiment.route.read([values for _, values in window.measured])
+        fetched = [
+            self.experiment.route.read((w.metrics, w.told, [values for _, values in w.measured])) for w in windows
+        ]
         before, self.fetched = self.fetched, time.perf_counter()
+        rate = sum(len(w.metrics) for w in windows) / (self.fetched - before)
+        for window, (metrics, (first_bad, told), measured) in zip(windows, fetched, strict=True):
+            self._write_window(window, metrics, first_bad, told, measured, rate)
+
+    def _write_window(
+        self,
+        window: _Window,
+        metrics: list[StepMetrics],
+        first_bad: np.ndarray,
+        told: dict[str, np.ndarray],
+        measured: list[dict[str, np.ndarray]],
+        rate: float,
+    ) -> None:
+        """Check what the steps of a window told, and write it."""
+        names = self.experiment.names
         bad = np.where(first_bad >= 0, first_bad, np.iinfo(np.int32).max)
         for (step, _), values in zip(window.measured, measured, strict=True):
             if step < bad.min():
@@ -255,7 +265,7 @@ class _Loop:
         row |= {f"loss/{name}": float(v) for name, v in zip(names, values, strict=True) if not np.isnan(v)}
         row |= {f"weight/{name}": float(w) for name, w in zip(names, weights, strict=True)}
         row |= {name: float(value) for name, value in told.items()}  # of the last step
-        row["steps_per_second"] = len(metrics) / (self.fetched - before)
+        row["steps_per_second"] = rate
         if (first_bad >= 0).any():
             worst = int(np.argmin(bad))  # the first in time, and among equals the first objective
             raise NonFiniteError(int(bad[worst]), (*names, "update")[worst], self._last_checkpoint())
