@@ -238,15 +238,15 @@ class _Loop:
         ]
         before, self.fetched = self.fetched, time.perf_counter()
         rate = sum(len(w.metrics) for w in windows) / (self.fetched - before)
-        for window, (metrics, (first_bad, told), measured) in zip(windows, fetched, strict=True):
-            self._write_window(window, metrics, first_bad, told, measured, rate)
+        for window, (metrics, (first_bad, diagnostics), measured) in zip(windows, fetched, strict=True):
+            self._write_window(window, metrics, first_bad, diagnostics, measured, rate)
 
     def _write_window(
         self,
         window: _Window,
         metrics: list[StepMetrics],
         first_bad: np.ndarray,
-        told: dict[str, np.ndarray],
+        diagnostics: dict[str, np.ndarray],
         measured: list[dict[str, np.ndarray]],
         rate: float,
     ) -> None:
@@ -255,16 +255,14 @@ class _Loop:
         bad = np.where(first_bad >= 0, first_bad, np.iinfo(np.int32).max)
         for (step, _), values in zip(window.measured, measured, strict=True):
             if step < bad.min():
-                told_here = {
-                    k: float(v) for k, v in values.items() if np.isfinite(v)
-                }  # else the batch lacks a modality
-                self._row({"step": step, "kind": "gradients"} | told_here)
-        values = _mean_where_there(np.stack([m.values for m in metrics]))
+                known = {k: float(v) for k, v in values.items() if np.isfinite(v)}  # else the batch lacks a modality
+                self._row({"step": step, "kind": "gradients"} | known)
+        losses = _mean_where_there(np.stack([m.values for m in metrics]))
         weights = np.stack([m.weights for m in metrics]).mean(axis=0, dtype=np.float64)
         row: dict[str, Any] = {"step": window.done, "kind": "train"}
-        row |= {f"loss/{name}": float(v) for name, v in zip(names, values, strict=True) if not np.isnan(v)}
+        row |= {f"loss/{name}": float(v) for name, v in zip(names, losses, strict=True) if not np.isnan(v)}
         row |= {f"weight/{name}": float(w) for name, w in zip(names, weights, strict=True)}
-        row |= {name: float(value) for name, value in told.items()}  # of the last step
+        row |= {name: float(value) for name, value in diagnostics.items()}  # of the last step
         row["steps_per_second"] = rate
         if (first_bad >= 0).any():
             worst = int(np.argmin(bad))  # the first in time, and among equals the first objective
