@@ -209,7 +209,7 @@ def _draw(workdir: Path, config: Config) -> None:
 def _print_results(run: Run, metrics: dict[str, float], title: str, console: Console) -> None:
     from mmjax.report import results_table
 
-    found = {key.split("/")[0] for key in metrics}  # a modality that no example has was not measured
+    found = {key.split("/")[0] for key in metrics}  # not every model has an expert of each modality, nor every data set
     names = ("fusion", *(m for m in sorted(run.modalities) if m in found))
     console.print(results_table(metrics, names, run.inference.task, title))
 

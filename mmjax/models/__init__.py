@@ -21,7 +21,7 @@ from mmjax.models.encoders import (
     ViT,
     ViTConfig,
 )
-from mmjax.models.experts import ExpertPair, ExpertsConfig, ProductOfExperts
+from mmjax.models.experts import ExpertModel, ExpertOutputs, ExpertsConfig, JointEncoder, product_of_experts
 from mmjax.models.fusion import (
     FUSIONS,
     BottleneckConfig,
@@ -74,7 +74,8 @@ __all__ = [
     "Dropout",
     "EvidentialConfig",
     "EvidentialFusion",
-    "ExpertPair",
+    "ExpertModel",
+    "ExpertOutputs",
     "ExpertsConfig",
     "FiLMConfig",
     "FiLMFusion",
@@ -85,6 +86,7 @@ __all__ = [
     "HeadOutput",
     "Identity",
     "IdentityConfig",
+    "JointEncoder",
     "LastLayer",
     "LateConfig",
     "LateFusion",
@@ -101,7 +103,6 @@ __all__ = [
     "Outputs",
     "ProductConfig",
     "ProductFusion",
-    "ProductOfExperts",
     "PureEncoder",
     "PytreeEncoder",
     "ResNet18",
@@ -118,4 +119,5 @@ __all__ = [
     "ViTConfig",
     "build_model",
     "parameter_groups",
+    "product_of_experts",
 ]

@@ -1,192 +1,259 @@
-"""I2M2: a product of an expert on all modalities together (inter) and one on each alone (intra).
+"""Products of experts: one expert a modality (intra), one of all modalities together (inter), or both (I2M2).
 
     log p(y|x) = log p_inter(y|x_1..x_M) + Σ_m log p_m(y|x_m) − log Z(x)
 
-Up to what normalises, logs of probabilities are logits: the product's logits are the sum of the experts' logits, for the
-softmax of single labels as for the sigmoid of each of several labels. One loss, on the product, trains all; no expert has
-a loss of its own unless the method of balancing gives it one.
+For a single label Z normalises over classes, and the product's logits are the sum of the experts' logits. For
+multi-label and binary answers every label is a product of Bernoulli experts of its own: the sum of logits per label.
+(A binary loss on log-probabilities normalised over labels would cap every probability.) So one loss on the summed
+logits is the loss of the normalised product, and there are no others.
 
-Source: Madaan et al., "Jointly Modeling Inter- & Intra-Modality Dependencies" (2024).
+Source: Madaan et al., "Jointly Modeling Inter- & Intra-Modality Dependencies for Multi-modal Learning" (I2M2).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from mmjax.config import EncoderConfig, ModelConfig
+from mmjax.data.dataset import Task, TaskKind
 from mmjax.models.encoders import MLPConfig
-from mmjax.models.fusion import ConcatConfig, DecisionFusion, ProductFusion
-from mmjax.models.heads import Head, HeadOutput, LastLayer
-from mmjax.models.multimodal import MultiModal, Outputs
+from mmjax.models.fusion import ConcatConfig, DecisionFusion
+from mmjax.models.fusion.inputs import check_present
+from mmjax.models.fusion.late import weighted_decisions
+from mmjax.models.heads import Head, HeadOutput
+from mmjax.models.multimodal import Outputs, check_modalities, encode_one, objective_names_of
 from mmjax.models.options import check_option
-from mmjax.models.tokens import as_vector
 from mmjax.objectives import FUSION
 
-Kind = Literal["i2m2", "intra", "inter"]
-
+ExpertKind = Literal["i2m2", "intra", "inter"]
 INTER = "inter"
-"""Name of the expert on all modalities among the outputs of I2M2."""
+"""Name of the expert of all modalities together; those of single modalities have the modalities' names."""
 
 
-class ExpertPair(nn.Module):
-    """The encoders of one modality, for its own expert and for the joint one: x [B, ...] -> features [B, D_intra + D_inter].
+def log_probabilities(kind: TaskKind, logits: Array) -> Array:
+    """Return what logits [B, C] mean: log p(class) for classification, log p(label is 1) for multi-label answers.
 
-    Tokens [B, T, D] become the mean over the real ones.
+    >>> jnp.exp(log_probabilities("multilabel", jnp.array([[0.0]]))).tolist()
+    [[0.5]]
+    """
+    if kind == "classification":
+        return jax.nn.log_softmax(logits)
+    if kind == "multilabel":
+        return jax.nn.log_sigmoid(logits)
+    raise ValueError(f"experts give probabilities of classes or labels; the task is {kind}")
 
-    >>> from mmjax.models import MLP
-    >>> pair = ExpertPair(intra=MLP(4), inter=MLP(6))
-    >>> pair.init_with_output(jax.random.key(0), jnp.ones((2, 3)), False)[0].shape
-    (2, 10)
+
+def product_of_experts(kind: TaskKind, logits: Mapping[str, Array]) -> Array:
+    """Return the log-probabilities [B, C] of the normalised product of experts, given by their logits {name: [B, C]}.
+
+    >>> p, q = jnp.array([[0.8, 0.2]]), jnp.array([[0.5, 0.5]])
+    >>> jnp.exp(product_of_experts("classification", {"p": jnp.log(p), "q": jnp.log(q)})).round(3).tolist()
+    [[0.800000011920929, 0.20000000298023224]]
+    """
+    if not logits:
+        raise ValueError("a product needs at least one expert")
+    return log_probabilities(kind, sum(logits[name] for name in sorted(logits)))  # type: ignore[arg-type]
+
+
+@flax.struct.dataclass
+class ExpertOutputs(Outputs):
+    """What a product of experts says: `logits` are the product's, `unimodal_logits` each expert's.
+
+    features: {expert: features}; the inter expert has one entry a modality, "inter.audio". With one expert alone the
+    product is that expert, and `unimodal_logits` is empty. kind: of the task.
     """
 
-    intra: nn.Module
-    inter: nn.Module
+    kind: TaskKind = flax.struct.field(pytree_node=False, default="classification")
 
-    def __call__(self, x: Array, train: bool) -> Array:
-        """Encode x twice, and put the features side by side."""
-        return jnp.concatenate([self.alone(x, train), as_vector(self.inter(x, train))], axis=-1)
-
-    def alone(self, x: Array, train: bool) -> Array:
-        """Return the features of the modality's own expert, [B, D_intra]."""
-        return as_vector(self.intra(x, train))
+    @property
+    def log_probabilities(self) -> dict[str, Array]:
+        """{"fusion": the product's, expert: its own}, [B, C]: see `log_probabilities`."""
+        return {name: log_probabilities(self.kind, logits) for name, logits in self.by_objective.items()}
 
 
-class ProductOfExperts(MultiModal):
-    """A `MultiModal` that says the product of an expert on all modalities and of each modality's own.
+class JointEncoder(nn.Module):
+    """The encoders of the expert of all modalities, {modality: module (x, train) -> features}."""
 
-    encoders: one `ExpertPair` a modality; fusion: the joint expert's, ({modality: features}, train, present) ->
-    `HeadOutput`; heads: the experts on single modalities. `Outputs.logits` are the product's; `unimodal_logits` each
-    modality's expert's, and `experts` has the joint one's, as "inter". An absent modality's own expert is left out of
-    the product. probe_heads: the experts on single modalities learn through the product alone.
+    encoders: Mapping[str, nn.Module]
+
+    def __call__(
+        self, inputs: Mapping[str, Array], train: bool, here: Mapping[str, Array | None] | None = None
+    ) -> dict[str, Array]:
+        """Encode {modality: [B, ...]}; here: {modality: bool [B]}, who has it; None: all have all."""
+        here = here or dict.fromkeys(self.encoders)
+        return {
+            m: encode_one(self.encoders[m], f"{INTER}.{m}", inputs[m], train, here[m]) for m in sorted(self.encoders)
+        }
+
+
+class ExpertModel(nn.Module):
+    """A product of experts, each with encoders of its own.
+
+    encoders: {modality: module (x, train) -> features, "inter": JointEncoder}; heads: {modality: module (features,
+    train) -> HeadOutput, "inter": a fusion module}; the same names, any of them. No parameter is shared. Objectives:
+    "fusion" is the product, every expert is one of the others. probe_heads: the experts' own logits carry a
+    stop_gradient, so that the product's loss alone trains everything (as published); without, whoever balances the
+    objectives trains the experts by their own losses, too.
 
     Raises:
-      ValueError: as `MultiModal`; a fusion of decisions, which the product is itself; a modality called "inter".
+      ValueError: no expert, heads of other experts than the encoders, inputs of other modalities, one called "inter".
 
     >>> from mmjax.models import MLP, ConcatFusion
-    >>> names = ("audio", "image")
-    >>> model = ProductOfExperts(
-    ...     encoders={m: ExpertPair(MLP(4), MLP(6)) for m in names},
-    ...     fusion=ConcatFusion(num_outputs=3),
-    ...     heads={m: Head(3) for m in names},
+    >>> model = ExpertModel(
+    ...     encoders={"a": MLP(4), "b": MLP(4), "inter": JointEncoder({"a": MLP(8), "b": MLP(8)})},
+    ...     heads={"a": Head(3), "b": Head(3), "inter": ConcatFusion(3)},
+    ...     modalities=("a", "b"),
     ... )
-    >>> batch = {"image": jnp.ones((2, 8)), "audio": jnp.ones((2, 5))}
-    >>> outputs = model.init_with_output(jax.random.key(0), batch)[0]
-    >>> total = outputs.experts["inter"] + sum(outputs.unimodal_logits.values())
-    >>> bool(jnp.allclose(outputs.logits, total)), sorted(outputs.by_objective)
-    (True, ['audio', 'fusion', 'image'])
+    >>> batch = {"a": jnp.ones((2, 5)), "b": jnp.ones((2, 7))}
+    >>> outputs = model.apply(model.init(jax.random.key(0), batch), batch)
+    >>> sorted(outputs.by_objective), outputs.features["inter.b"].shape
+    (['a', 'b', 'fusion', 'inter'], (2, 8))
     """
 
-    def decide(self, features: Mapping[str, Array], train: bool = False, present: Array | None = None) -> Outputs:
-        """Return the outputs that follow from the features [B, D_intra + D_inter] of every modality."""
-        self._check(features, "features")
-        self._check(self.heads, "heads")
-        if isinstance(self.fusion, DecisionFusion):
-            raise ValueError(
-                f"the joint expert needs a fusion of features; {type(self.fusion).__name__} fuses decisions, as the "
-                "product does"
-            )
-        if INTER in self.encoders:
-            raise ValueError(f"no modality may be called {INTER!r}: that is the name of the joint expert")
-        widths = {m: self._width(m) for m in sorted(features)}
-        joint: HeadOutput = self.fusion({m: features[m][:, d:] for m, d in widths.items()}, train, present)
-        alone: dict[str, HeadOutput] = {m: self.heads[m](features[m][:, :d], train) for m, d in widths.items()}
-        separate: Any = ProductFusion(parent=None).apply({}, alone, train, present)
-        product = _times(joint, separate)
+    encoders: Mapping[str, nn.Module]
+    heads: Mapping[str, nn.Module]
+    modalities: tuple[str, ...]
+    kind: TaskKind = "classification"
+    probe_heads: bool = False
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the objectives: the product, called "fusion", and the experts, if there are several."""
+        return objective_names_of(() if len(self.encoders) == 1 else self.encoders)
+
+    def encode(
+        self, inputs: Mapping[str, Array], train: bool = False, present: Array | None = None
+    ) -> dict[str, Array]:
+        """Return the features of inputs {modality: [B, ...]}: {modality: ..., "inter.modality": ...}."""
+        check_modalities(self.modalities)
+        if INTER in self.modalities:
+            raise ValueError(f"no modality may be called {INTER!r}: that is the name of the expert of all of them")
+        if not self.encoders or set(self.heads) != set(self.encoders):
+            raise ValueError(f"heads are of the experts {sorted(self.heads)}; the encoders of {sorted(self.encoders)}")
+        if set(inputs) != set(self.modalities):
+            raise ValueError(f"inputs are of modalities {sorted(inputs)}; the experts of {sorted(self.modalities)}")
+        here: dict[str, Array | None] = dict.fromkeys(inputs)
+        if present is not None:
+            names = sorted(inputs)
+            flags = check_present(present, inputs[names[0]].shape[0], len(names))
+            here = {m: flags[:, i] for i, m in enumerate(names)}
+        features: dict[str, Array] = {}
+        for expert in sorted(self.encoders):
+            if expert == INTER:
+                together = self.encoders[expert](inputs, train, here)
+                features |= {f"{INTER}.{m}": z for m, z in together.items()}
+            else:
+                features[expert] = encode_one(self.encoders[expert], expert, inputs[expert], train, here[expert])
+        return features
+
+    def decide(self, features: Mapping[str, Array], train: bool = False, present: Array | None = None) -> ExpertOutputs:
+        """Return the outputs that follow from the features alone.
+
+        present: bool [B, M], columns by sorted modality; the expert of an absent modality is left out of the product,
+        and the inter expert's fusion ignores its features. None: all.
+        """
+        experts: dict[str, HeadOutput] = {}
+        for expert in sorted(self.encoders):
+            if expert == INTER:
+                together = {m: features[f"{INTER}.{m}"] for m in self.modalities}
+                experts[expert] = self.heads[expert](together, train, present)
+            else:
+                experts[expert] = self.heads[expert](features[expert], train)
+        names = sorted(self.modalities)
+        here = check_present(present, next(iter(features.values())).shape[0], len(names))
+        always = jnp.ones_like(here[:, 0])
+        used = jnp.stack([always if e == INTER else here[:, names.index(e)] for e in sorted(experts)], axis=1)
+        product = weighted_decisions(experts, used.astype(jnp.float32))
+        alone = experts if len(experts) > 1 else {}
         if self.probe_heads:
             alone = jax.lax.stop_gradient(alone)
         decisions = {FUSION: product, **alone}
-        return Outputs(
+        return ExpertOutputs(
             features=dict(features),
-            unimodal_logits={m: out.logits for m, out in alone.items()},
+            unimodal_logits={name: out.logits for name, out in alone.items()},
             logits=product.logits,
             last_layer={name: out.last_layer for name, out in decisions.items() if out.last_layer is not None},
             present=present,
-            experts={INTER: joint.logits},
+            kind=self.kind,
         )
 
-    def __call__(self, inputs: Mapping[str, Array], train: bool = False, present: Array | None = None) -> Outputs:
+    def __call__(self, inputs: Mapping[str, Array], train: bool = False, present: Array | None = None) -> ExpertOutputs:
         """Encode and decide."""
-        features = self.encode(inputs, train, present)
-        if self.is_initializing():  # `decide` reads off the heads' weights where the features are to be parted
-            for m in sorted(inputs):
-                pair: Any = self.encoders[m]
-                self.heads[m](pair.alone(inputs[m], train), train)
-        return self.decide(features, train, present)
-
-    def _width(self, modality: str) -> int:
-        weights: Any = self.heads[modality].variables["params"]
-        return int(weights.get("dense_0", weights["last"])["kernel"].shape[0])
-
-
-def _times(one: HeadOutput, other: HeadOutput) -> HeadOutput:
-    """Return the product of two experts: logits, and so last layers side by side, add up."""
-    logits, a, b = one.logits + other.logits, one.last_layer, other.last_layer
-    if a is None or b is None:
-        return HeadOutput(logits, None)
-    inputs = jnp.concatenate([a.inputs, b.inputs.astype(a.inputs.dtype)], axis=-1)
-    return HeadOutput(logits, LastLayer(inputs, jnp.concatenate([a.kernel, b.kernel]), a.bias + b.bias))
+        return self.decide(self.encode(inputs, train, present), train, present)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertsConfig(ModelConfig):
-    """I2M2, or one kind of its experts alone.
+    """A product of experts, for classification and multi-label answers, of two modalities or more.
 
-    `encoders` and `head_hidden` are those of the experts on single modalities, `fusion` is the joint expert's.
+    `encoders` and `head_hidden` are those of the experts of single modalities, `inter_encoders` and `fusion` those of
+    the expert of all of them; none are shared.
 
-    >>> from mmjax.models import LeNetConfig
-    >>> own, joint = {"image": LeNetConfig(channels=3)}, {"image": LeNetConfig(channels=6)}
-    >>> ExpertsConfig(encoders=own, inter_encoders=joint).experts
-    'i2m2'
+    >>> ExpertsConfig(experts="intra").experts
+    'intra'
     """
 
-    experts: Kind = "i2m2"
-    """i2m2: the product of all; intra: of the experts on single modalities; inter: the joint expert alone."""
+    experts: ExpertKind = "i2m2"
+    """Which experts: intra (one a modality), inter (one of all modalities), i2m2 (both)."""
     inter_encoders: dict[str, EncoderConfig] = field(default_factory=dict)
-    """Encoder of each modality for the joint expert; a modality not named gets an MLP with default options."""
+    """The inter expert's encoder of each modality; one not named is built like that of `encoders`."""
 
     def validate(self) -> None:
-        """Raise ValueError for an unknown kind."""
-        kinds = get_args(Kind)
-        check_option("model", "experts", self.experts, self.experts in kinds, f"one of {', '.join(kinds)}")
+        """Raise ValueError naming an option out of range."""
+        check_option("model", "experts", self.experts, self.experts in get_args(ExpertKind), "i2m2, intra or inter")
 
     def build(
-        self,
-        modalities: tuple[str, ...],
-        num_outputs: int,
-        *,
-        probe_heads: bool = False,
-        axis_name: str | None = None,
-    ) -> MultiModal:
-        """Make the module for these modalities. Alone, the joint expert is watched by heads that do not steer it.
+        self, modalities: tuple[str, ...], task: Task, *, probe_heads: bool = False, axis_name: str | None = None
+    ) -> ExpertModel:
+        """Make the model for these modalities and this task.
 
         Raises:
-          ValueError: fewer than two modalities; an encoder for a modality that the data do not have.
+          ValueError: fewer than two modalities, or one called "inter" or "fusion"; an encoder of a modality that the data
+            do not have; regression; a fusion that takes decisions instead of features.
         """
+        check_modalities(modalities)
         if len(modalities) < 2:
-            raise ValueError(f"experts within and between modalities need at least two; the data have {modalities}")
-        dtype = jnp.dtype(self.dtype)
-
-        def built(section: str) -> dict[str, nn.Module]:
-            configured: dict[str, EncoderConfig] = getattr(self, section)
-            unknown = sorted(set(configured) - set(modalities))
+            raise ValueError(f"a product of experts needs at least 2 modalities, got {list(modalities)}")
+        if INTER in modalities:
+            raise ValueError(f"no modality may be called {INTER!r}: that is the name of the expert of all of them")
+        if task.kind == "regression":
+            raise ValueError(
+                "a product of experts is for classification and multi-label answers; the task is regression"
+            )
+        for section in ("encoders", "inter_encoders"):
+            unknown = sorted(set(getattr(self, section)) - set(modalities))
             if unknown:
                 raise ValueError(
                     f"model.{section}.{unknown[0]}: the data have no such modality, only {sorted(modalities)}"
                 )
-            return {m: (configured.get(m) or MLPConfig()).build(dtype=dtype, axis_name=axis_name) for m in modalities}
+        dtype = jnp.dtype(self.dtype)
 
-        alone, joint = built("encoders"), built("inter_encoders")
-        heads = {m: Head(num_outputs, self.head_hidden, dtype) for m in modalities}
-        if self.experts == "intra":
-            return MultiModal(alone, ProductFusion(), heads, probe_heads)
-        fusion = (self.fusion or ConcatConfig()).build(num_outputs, dtype=dtype, axis_name=axis_name)
-        if self.experts == "inter":
-            return MultiModal(joint, fusion, {m: Head(num_outputs, (), dtype) for m in modalities}, True)
-        return ProductOfExperts({m: ExpertPair(alone[m], joint[m]) for m in modalities}, fusion, heads, probe_heads)
+        def encoder(config: EncoderConfig | None) -> nn.Module:
+            return (config or MLPConfig()).build(dtype=dtype, axis_name=axis_name)
+
+        encoders: dict[str, nn.Module] = {}
+        heads: dict[str, nn.Module] = {}
+        if self.experts != "inter":
+            encoders |= {m: encoder(self.encoders.get(m)) for m in modalities}
+            heads |= {m: Head(task.num_outputs, self.head_hidden, dtype) for m in modalities}
+        if self.experts != "intra":
+            own = {m: self.inter_encoders.get(m, self.encoders.get(m)) for m in modalities}
+            encoders[INTER] = JointEncoder({m: encoder(config) for m, config in own.items()})
+            fusion = (self.fusion or ConcatConfig()).build(task.num_outputs, dtype=dtype, axis_name=axis_name)
+            if isinstance(fusion, DecisionFusion):
+                raise ValueError(
+                    f"model.fusion {self.fusion.name if self.fusion else ''!r} fuses decisions of modalities; the "
+                    "inter expert needs one that fuses features"
+                )
+            heads[INTER] = fusion
+        return ExpertModel(
+            encoders=encoders, heads=heads, modalities=tuple(modalities), kind=task.kind, probe_heads=probe_heads
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +17,7 @@ from mmjax.models.encoders import MLPConfig
 from mmjax.models.fusion import ConcatConfig, DecisionFusion
 from mmjax.models.fusion.inputs import check_present
 from mmjax.models.heads import Head, HeadOutput, LastLayer
-from mmjax.objectives import FUSION
+from mmjax.objectives import FUSION, modality_of, objective_names
 
 
 @flax.struct.dataclass
@@ -28,7 +28,6 @@ class Outputs:
     fused ones; last_layer: {objective: LastLayer(inputs, kernel, bias)} of the fusion ("fusion") and each uni-modal
     head, without those that have none (evidential fusion). present: bool [B, M], columns by sorted modality, what was
     there; None: everything. What is said of an absent modality, features and uni-modal logits, means nothing.
-    experts: {name: [B, C]}, logits of further experts that are no objectives (the joint one of a product of experts).
 
     >>> import jax.numpy as jnp
     >>> outputs = Outputs({"a": jnp.ones((2, 3))}, {"a": jnp.ones((2, 5))}, jnp.zeros((2, 5)), {})
@@ -41,11 +40,10 @@ class Outputs:
     logits: Array
     last_layer: dict[str, LastLayer]
     present: Array | None = None
-    experts: dict[str, Array] = flax.struct.field(default_factory=dict)
 
     @property
     def by_objective(self) -> dict[str, Array]:
-        """Logits of every expert that is an objective: {"fusion": ..., modality: ...}."""
+        """Logits of every expert: {"fusion": ..., modality: ...}."""
         return {FUSION: self.logits, **self.unimodal_logits}
 
     def here(self, objective: str) -> Array | None:
@@ -57,15 +55,72 @@ class Outputs:
         >>> outputs.here("a").tolist(), outputs.here("fusion")
         ([True, False], None)
         """
-        modalities = sorted(self.features)
+        modalities = self.modalities
         if self.present is None or objective not in modalities:
             return None
         return self.present[:, modalities.index(objective)]
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities, sorted: the columns of `present`."""
+        return tuple(sorted({modality_of(name) for name in self.features}))
+
+    @property
+    def present_by_objective(self) -> Array | None:
+        """Bool [B, K - 1]: for each objective but the fusion, the examples it is about; None: all of them."""
+        if self.present is None:
+            return None
+        everywhere = jnp.ones_like(self.present[:, 0])
+        rows = [self.here(name) for name in sorted(self.unimodal_logits)]
+        columns = [everywhere if row is None else row for row in rows]
+        return jnp.stack(columns, axis=1) if columns else self.present[:, :0]
 
     def weight_of(self, objective: str, weight: Array) -> Array:
         """Return the examples' weights [B] for an objective: 0 where its modality is absent."""
         here = self.here(objective)
         return weight if here is None else jnp.where(here, weight, 0)
+
+
+def check_modalities(modalities: Iterable[str]) -> None:
+    """Raise ValueError for no modality at all, or one called "fusion"."""
+    names = tuple(modalities)
+    if not names:
+        raise ValueError("a model needs at least one modality; there is none")
+    if FUSION in names:
+        raise ValueError(f"no modality may be called {FUSION!r}: that is the name of objective 0")
+
+
+def objective_names_of(experts: Iterable[str]) -> tuple[str, ...]:
+    """Return the objectives of a model with these experts, in order.
+
+    >>> objective_names_of({"image": 1, "audio": 2})
+    ('fusion', 'audio', 'image')
+    """
+    return objective_names((FUSION, *experts))
+
+
+def encode_one(encoder: nn.Module, what: str, x: Array, train: bool, here: Array | None = None) -> Array:
+    """Return an encoder's features [B, D] or tokens [B, T, D] of x [B, ...].
+
+    here: bool [B], the examples that have the modality: the others are given to the encoder as zeros, and batch
+    statistics are taken without them; None: all.
+
+    Raises:
+      ValueError: an input that it does not take, features of another form; `what` says whose encoder it is.
+    """
+    if here is not None:
+        with statistics_over(here):
+            return encode_one(encoder, what, jnp.where(here.reshape(-1, *[1] * (x.ndim - 1)), x, 0), train)
+    try:
+        features: Array = encoder(x, train)
+    except ValueError as error:
+        raise ValueError(f"encoder of {what!r}: {error}") from error
+    if features.ndim not in (2, 3) or features.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"the encoder of {what!r} must give features [{x.shape[0]}, D] or tokens [{x.shape[0]}, T, D] for "
+            f"inputs {x.shape}, got {features.shape}"
+        )
+    return features
 
 
 class MultiModal(nn.Module):
@@ -104,11 +159,13 @@ class MultiModal(nn.Module):
     heads: Mapping[str, nn.Module]
     probe_heads: bool = False
 
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the objectives: "fusion", then the modalities sorted."""
+        return objective_names_of(self.encoders)
+
     def _check(self, given: Mapping[str, Any], what: str) -> None:
-        if not self.encoders:
-            raise ValueError("MultiModal needs at least one modality; encoders is empty")
-        if FUSION in self.encoders:
-            raise ValueError(f"no modality may be called {FUSION!r}: that is the name of objective 0")
+        check_modalities(self.encoders)
         if set(given) != set(self.encoders):
             raise ValueError(f"{what} are of modalities {sorted(given)}; the encoders of {sorted(self.encoders)}")
 
@@ -118,26 +175,11 @@ class MultiModal(nn.Module):
         """Return the features {modality: [B, D_m] or [B, T_m, D_m]} of inputs {modality: [B, ...]}."""
         self._check(inputs, "inputs")
         if present is None:
-            return {m: self._features(m, inputs[m], train) for m in sorted(inputs)}
-        features = {}
-        for i, m in enumerate(sorted(inputs)):
-            x = inputs[m]
-            here = check_present(present, x.shape[0], len(inputs))[:, i]
-            with statistics_over(here):
-                features[m] = self._features(m, jnp.where(here.reshape(-1, *[1] * (x.ndim - 1)), x, 0), train)
-        return features
-
-    def _features(self, modality: str, x: Array, train: bool) -> Array:
-        try:
-            features = self.encoders[modality](x, train)
-        except ValueError as error:
-            raise ValueError(f"encoder of {modality!r}: {error}") from error
-        if features.ndim not in (2, 3) or features.shape[0] != x.shape[0]:
-            raise ValueError(
-                f"the encoder of {modality!r} must give features [{x.shape[0]}, D] or tokens [{x.shape[0]}, T, D] for "
-                f"inputs {x.shape}, got {features.shape}"
-            )
-        return features
+            return {m: encode_one(self.encoders[m], m, inputs[m], train) for m in sorted(inputs)}
+        return {
+            m: encode_one(self.encoders[m], m, x, train, check_present(present, x.shape[0], len(inputs))[:, i])
+            for i, (m, x) in enumerate(sorted(inputs.items()))
+        }
 
     def decide(self, features: Mapping[str, Array], train: bool = False, present: Array | None = None) -> Outputs:
         """Return the outputs that follow from the features alone.

@@ -15,7 +15,7 @@ from jax import Array
 
 from mmjax.config import MethodConfig, MethodContext
 from mmjax.method import Forward, Objectives
-from mmjax.objectives import FUSION
+from mmjax.objectives import FUSION, objective_of
 from mmjax.optim.gradients import check_like_params, count_objectives, weighted_sum
 from mmjax.optim.options import check_active, check_at_least, check_num_objectives, check_positive
 from mmjax.optim.promises import Promise
@@ -139,10 +139,13 @@ def agm_objectives(forward: Forward, alpha: float = 1.0, permutations: int = 4) 
     for `agm`, whose state `forward.state` must be. permutations: random orders that estimate φ above four modalities.
     """
     features, whole = forward.outputs.features, forward.outputs.logits
-    modalities = sorted(features)
+    modalities = sorted({objective_of(name) for name in features})
+    if not forward.outputs.unimodal_logits:  # nobody to modulate
+        nothing = jnp.zeros(0, jnp.float32)
+        return Objectives({FUSION: forward.loss(whole)}, {"shapley_losses": nothing, "kappa": nothing})
 
     def worth(present: Mapping[str, Any]) -> Array:
-        absent = {m: jnp.where(present[m], z, jnp.zeros_like(z)) for m, z in features.items()}
+        absent = {name: jnp.where(present[objective_of(name)], z, jnp.zeros_like(z)) for name, z in features.items()}
         return forward.decide(absent).logits
 
     def of_coalition(coalition: frozenset[str]) -> Array:

@@ -18,7 +18,7 @@ from mmjax.bayes.evidence import Normalizer, calibrate, mean_where, precision_ev
 from mmjax.bayes.moments import Estimator, Given, Gradients, Setting, as_rows, ema_rate, put_rows, take_rows
 from mmjax.config import Layout, MethodConfig, MethodContext
 from mmjax.method import Refresh
-from mmjax.objectives import LeafGradients, ObjectiveGrads, objective_names
+from mmjax.objectives import LeafGradients, ObjectiveGrads, modality_of, objective_names
 from mmjax.optim.gradients import check_like_params, count_objectives
 from mmjax.optim.options import check_active, check_num_objectives, check_positive
 from mmjax.optim.promises import Promise
@@ -203,8 +203,9 @@ def bogc(
             variance = estimate.variance / _mean_squares(s, live, estimate.variance) if relative else estimate.variance
             if gradients.examples:
                 live = live[:, None]
-                if present is not None:  # a leaf is a modality's features
-                    live = live & as_rows(present[:, leaf], mean[0])
+                modality = modality_of(sorted(state.squares)[leaf])
+                if modality in there:  # a leaf is a modality's features
+                    live = live & as_rows(there[modality], mean[0])
             axis = gradients.axis_name
             evidence = precision_evidence(
                 variance, live, normalizer=normalizer, temperature=temperature, axis_name=axis

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from mmjax.config import Config, Layout, MethodContext, validate
 from mmjax.data import Batch, Dataset, Splits
 from mmjax.evaluation.metrics import loss_name, score_name
 from mmjax.generative.config import GenerativeConfig
-from mmjax.objectives import objective_names
+from mmjax.models import ExpertModel, ExpertsConfig, MultiModal
 from mmjax.train.base import Experiment, one_example
 from mmjax.train.generative import build_generative
 from mmjax.train.inference import build_inference
@@ -28,7 +28,7 @@ from mmjax.train.step import Inference, StepMetrics, Training, measure_gradients
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier(Experiment):
-    """A `MultiModal` with a way of balancing its objectives."""
+    """A `MultiModal` or a product of experts, with a way of balancing its objectives."""
 
     training: Training
 
@@ -96,8 +96,8 @@ def build_experiment(config: Config, splits: Splits | None = None) -> Experiment
 
 
 def build_classifier(config: Config, splits: Splits | None = None) -> Classifier:
-    """Return `build_experiment(config, splits)` of a `MultiModal`. Raises ValueError also for a generative model."""
-    if isinstance(config.model, GenerativeConfig):
+    """Return `build_experiment(config, splits)` of a `MultiModal`. Raises ValueError also for any other model."""
+    if isinstance(config.model, GenerativeConfig | ExpertsConfig):
         raise ValueError(
             f"model is a {type(config.model).__name__}; what is asked for needs a MultiModal: a ModelConfig"
         )
@@ -108,12 +108,12 @@ def build_classifier(config: Config, splits: Splits | None = None) -> Classifier
 
 def _build_classifier(inference: Inference, steps_per_epoch: int, **common: Any) -> Classifier:
     config, splits, route = common["config"], common["splits"], common["route"]
-    train, modalities, fusion = config.train, splits.train.modalities, config.model.fusion
+    train, fusion = config.train, config.model.fusion
     if fusion is not None and inference.task.kind not in fusion.tasks:
         raise ValueError(
             f"model.fusion {fusion.name!r} is for {' and '.join(fusion.tasks)}; the task here is {inference.task.kind}"
         )
-    names = objective_names(("fusion", *modalities))
+    names = cast(MultiModal | ExpertModel, inference.model).objectives
     context = MethodContext(
         names=names,
         num_examples=len(splits.train),

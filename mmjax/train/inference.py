@@ -24,18 +24,14 @@ def build_inference(
     *,
     axis_name: str | None = None,
 ) -> Inference:
-    """Make the model that `config` describes, generative, a `MultiModal` or a product of experts.
+    """Make the model that `config` describes: a `MultiModal`, a product of experts, or a generative one.
 
     Raises:
       ValueError: an option for a modality that the data do not have; a method that cannot train the model.
     """
     model: nn.Module
     if isinstance(config.model, ExpertsConfig):
-        if task.kind == "regression":
-            raise ValueError("a product of experts is one of probabilities; the task here is regression")
-        model = config.model.build(
-            modalities, task.num_outputs, probe_heads=config.method.probe_heads, axis_name=axis_name
-        )
+        model = config.model.build(modalities, task, probe_heads=config.method.probe_heads, axis_name=axis_name)
     elif not isinstance(config.model, GenerativeConfig):
         model = build_model(
             config.model, modalities, task.num_outputs, probe_heads=config.method.probe_heads, axis_name=axis_name

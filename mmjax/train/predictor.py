@@ -39,8 +39,8 @@ class Predictor:
     def metrics(self, variables: PyTree, dataset: Dataset) -> dict[str, float]:
         """Return {"fusion/accuracy": ..., "image/nll": ..., ...}: the task's metrics of every expert.
 
-        With two modalities or more also of their late fusion, as "late_fusion/accuracy" and so on. A modality is measured
-        on the examples that have it, and left out where none has.
+        With uni-modal experts of two modalities or more also of their late fusion, as "late_fusion/accuracy" and so on. A
+        modality is measured on the examples that have it, and left out where none has.
         """
         return measured(dataset, self.logits(variables, dataset))
 
@@ -48,8 +48,8 @@ class Predictor:
 def measured(dataset: Dataset, experts: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Return the metrics of experts {name: logits [N, C]} on a dataset, and of the late fusion of several modalities."""
     here = None if dataset.present is None else {m: dataset.has(m) for m in dataset.modalities}
-    if len(dataset.modalities) > 1:
-        alone = {m: experts[m] for m in dataset.modalities}
+    alone = {m: experts[m] for m in dataset.modalities if m in experts}
+    if len(alone) > 1:
         experts = {**experts, LATE_FUSION: late_fusion(dataset.task, alone, here)}
     return expert_metrics(dataset.task, experts, dataset.label, here)
 

@@ -97,9 +97,8 @@ def outputs_of(
 def forward(
     inference: Inference, variables: PyTree, inputs: Mapping[str, Array], present: Array | None = None
 ) -> dict[str, Array]:
-    """Return the logits of every expert, {"fusion": [B, C], modality: [B, C]} and further ones, of `outputs_of`."""
-    outputs = outputs_of(inference, variables, inputs, present)
-    return outputs.by_objective | outputs.experts
+    """Return the logits of every expert, {"fusion": [B, C], modality: [B, C]}, of `outputs_of`."""
+    return outputs_of(inference, variables, inputs, present).by_objective
 
 
 def _loss(training: Training, batch: Batch, here: Array | None, logits: Array) -> Array:
@@ -198,7 +197,7 @@ def train_step(training: Training, state: TrainState, batch: Batch) -> tuple[Tra
     logit_loss: Any = partial(_loss, training, batch, None)
     active = _active(training, batch, outputs)
     if active is not None:
-        missing = {"active": active, "present": batch.present}
+        missing = {"active": active, "present": outputs.present_by_objective}
         logit_loss = {name: partial(_loss, training, batch, outputs.here(name)) for name in grads.names}
     updates, opt_state = training.tx.update(
         grads,

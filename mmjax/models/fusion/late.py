@@ -42,7 +42,7 @@ class LateFusion(DecisionFusion):
     def __call__(self, decisions: Mapping[str, HeadOutput], train: bool, present: Array | None = None) -> HeadOutput:
         """Fuse {modality: HeadOutput}; present: bool [B, M], None for all."""
         del train
-        return _weighted(decisions, mean_weights(_present(decisions, present)))
+        return weighted_decisions(decisions, mean_weights(_present(decisions, present)))
 
 
 class ProductFusion(DecisionFusion):
@@ -61,7 +61,7 @@ class ProductFusion(DecisionFusion):
     def __call__(self, decisions: Mapping[str, HeadOutput], train: bool, present: Array | None = None) -> HeadOutput:
         """Fuse {modality: HeadOutput}; present: bool [B, M], None for all."""
         del train
-        return _weighted(decisions, _present(decisions, present).astype(jnp.float32))
+        return weighted_decisions(decisions, _present(decisions, present).astype(jnp.float32))
 
 
 class UncertaintyWeightedFusion(DecisionFusion):
@@ -84,7 +84,7 @@ class UncertaintyWeightedFusion(DecisionFusion):
         present = _present(decisions, present)
         energies = [jax.nn.logsumexp(decisions[m].logits, axis=-1) / 10 for m in sorted(decisions)]
         weights = jnp.where(present, jnp.stack(energies, axis=1), 0)
-        return _weighted(decisions, jax.lax.stop_gradient(weights))
+        return weighted_decisions(decisions, jax.lax.stop_gradient(weights))
 
 
 class EvidentialFusion(DecisionFusion):
@@ -128,10 +128,16 @@ def _present(decisions: Mapping[str, HeadOutput], present: Array | None) -> Arra
     return check_present(present, next(iter(shapes.values()))[0], len(decisions))
 
 
-def _weighted(decisions: Mapping[str, HeadOutput], weights: Array) -> HeadOutput:
-    """Return Σ_m weights[:, m] logits_m and its last layer.
+def weighted_decisions(decisions: Mapping[str, HeadOutput], weights: Array) -> HeadOutput:
+    """Return Σ_m weights[:, m] logits_m and its last layer; weights: [B, M], columns by sorted name.
 
-    The logits are linear in the weighted inputs of the heads' last layers and, for their biases, in the weights.
+    The logits are linear in the weighted inputs of the heads' last layers and, for their biases, in the weights. Where a
+    weight is 0 a decision has no influence, NaN included.
+
+    >>> last = LastLayer(jnp.ones((1, 2)), jnp.ones((2, 3)), jnp.zeros(3))
+    >>> out = weighted_decisions({"a": HeadOutput(jnp.array([[2.0, 0.0, 1.0]]), last)}, jnp.array([[3.0]]))
+    >>> out.logits.tolist(), out.last_layer.kernel.shape
+    ([[6.0, 0.0, 3.0]], (3, 3))
     """
     outputs = [decisions[m] for m in sorted(decisions)]
     used = [weights[:, i, None] != 0 for i in range(len(outputs))]
