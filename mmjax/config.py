@@ -247,6 +247,36 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """A stretch of training with an optimizer of its own; it begins with the best weights of the stage before it.
+
+    Parts of a model are named "encoder/audio", "head/audio", "fusion"; "audio" means all that is audio's, "encoder" every
+    encoder. In a product of experts an expert's name ("audio", "inter") means its encoder and its head.
+
+    >>> StageConfig(title="together", frozen=("encoder",)).frozen
+    ('encoder',)
+    """
+
+    title: str
+    """What the stage is called in notes and rows."""
+    epochs: float | None = None
+    """Passes over the training split; None: train.epochs."""
+    optimizer: OptimizerConfig | None = None
+    """None: the configuration's; either way it starts anew, its schedule over this stage's steps."""
+    method: MethodConfig | None = None
+    """None: the configuration's; either way it starts anew."""
+    objectives: tuple[str, ...] = ()
+    """Objectives that count ("fusion", "audio"); what none of them reaches stays as it is. Empty: all."""
+    frozen: tuple[str, ...] = ()
+    """Parts whose parameters and running statistics stay as they are."""
+
+    def validate(self) -> None:
+        """Raise ValueError for a number of epochs that is not above 0."""
+        if self.epochs is not None and not self.epochs > 0:
+            raise ValueError(f"epochs of stage {self.title!r} must be above 0, or None; got {self.epochs!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole experiment.
 
@@ -264,6 +294,8 @@ class Config:
     optimizer: OptimizerConfig
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    stages: tuple[StageConfig, ...] = ()
+    """Stages of training, one after the other; empty: one, from scratch, with the method and optimizer above."""
 
 
 def replace(config: Config, **sections: Any) -> Config:
@@ -312,6 +344,8 @@ def _sections(value: Any) -> list[Any]:
         children = [getattr(value, f.name) for f in dataclasses.fields(value)]
     elif isinstance(value, dict):
         children = list(value.values())
+    elif isinstance(value, tuple):
+        children = list(value)
     else:
         return []
     found = []

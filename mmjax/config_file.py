@@ -29,6 +29,7 @@ from mmjax.config import (
     ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
+    StageConfig,
     TrainConfig,
 )
 
@@ -41,6 +42,7 @@ _SECTIONS = (
     ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
+    StageConfig,
     TrainConfig,
 )
 

@@ -18,12 +18,15 @@ from mmjax.data import Batch, Dataset, Splits
 from mmjax.evaluation.metrics import loss_name, score_name
 from mmjax.generative.config import GenerativeConfig
 from mmjax.models import ExpertModel, ExpertsConfig, MultiModal
+from mmjax.objectives import FUSION
 from mmjax.train.base import Experiment, one_example
 from mmjax.train.generative import build_generative
 from mmjax.train.inference import build_inference
 from mmjax.train.parallel import make_route
-from mmjax.train.state import TrainState, create_state
+from mmjax.train.state import TrainState, create_state, state_from
 from mmjax.train.step import Inference, StepMetrics, Training, measure_gradients, train_step
+
+PyTree = Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +43,18 @@ class Classifier(Experiment):
     def initial_state(self) -> TrainState:
         """Return the state at step 0 (not yet placed)."""
         return create_state(
-            self.inference.model, self.example(), self.training.tx, len(self.names), self.config.train.seed
+            self.inference.model,
+            self.example(),
+            self.training.tx,
+            len(self.names),
+            self.config.train.seed,
+            self.training.frozen,
         )
+
+    def state_after(self, variables: PyTree) -> TrainState:
+        """Return the state at the beginning of this stage, with the weights that the one before it left."""
+        seed, frozen = self.config.train.seed, self.training.frozen
+        return state_from(variables, self.training.tx, len(self.names), seed, frozen, self.start)
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         """Take one training step; pure."""
@@ -52,11 +65,14 @@ class Classifier(Experiment):
         return measure_gradients(self.training, state, batch)
 
     def criterion(self, metrics: Mapping[str, float]) -> float:
-        """Return the fusion's loss, or its negative score."""
-        task = self.splits.train.task
+        """Return the fusion's loss, or its negative score; where it does not count, the sum over those that do."""
+        task, counted = self.splits.train.task, self.training.counted
+        names = [FUSION]
+        if counted is not None and not counted[0]:
+            names = [name for name, counts in zip(self.names, counted, strict=True) if counts]
         if self.config.train.select == "loss":
-            return metrics[f"fusion/{loss_name(task)}"]
-        return -metrics[f"fusion/{score_name(task)}"]
+            return sum(metrics[f"{name}/{loss_name(task)}"] for name in names)
+        return -sum(metrics[f"{name}/{score_name(task)}"] for name in names)
 
 
 def build_experiment(config: Config, splits: Splits | None = None) -> Experiment:
@@ -64,9 +80,11 @@ def build_experiment(config: Config, splits: Splits | None = None) -> Experiment
 
     Raises:
       ValueError: a field out of range, a batch larger than the data or not divisible by the devices, options that the
-        task does not have.
+        task does not have; a configuration of several stages (`build_stages`).
     """
     validate(config)
+    if config.stages:
+        raise ValueError("what is asked for trains in one stage; the configuration has stages: leave them out")
     splits = config.data.load() if splits is None else splits
     train, task = config.train, splits.train.task
     if train.batch_size > len(splits.train):

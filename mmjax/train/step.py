@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -22,7 +22,7 @@ from mmjax.models.multimodal import Outputs, parameter_groups
 from mmjax.objectives import FUSION, ObjectiveGrads, objective_grads, objective_names
 from mmjax.optim.geometry import gradient_geometry
 from mmjax.train.modality_dropout import drop_modalities
-from mmjax.train.state import TrainState
+from mmjax.train.state import TrainState, trained_params
 
 PyTree = Any
 
@@ -46,6 +46,7 @@ class Training:
 
     tx: optax.chain(combiner, ...). rule: the method's objectives. class_weights: one a class, or None. axis_name: the
     devices' axis under pmap; None under jit. modality_dropout: probability that an example loses a modality that it has.
+    frozen: modules (names in `params`) that stay as they are. counted: the objectives that count, one flag each; None: all.
     """
 
     inference: Inference
@@ -55,10 +56,12 @@ class Training:
     class_weights: tuple[float, ...] | None = None
     axis_name: str | None = None
     modality_dropout: float = 0.0
+    frozen: tuple[str, ...] = ()
+    counted: tuple[bool, ...] | None = None
 
 
 class StepMetrics(NamedTuple):
-    """What a step tells: values [K], the losses, NaN where no example of the batch has the modality; weights [K]."""
+    """What a step tells: values [K], the losses, NaN where an objective did not count in this batch; weights [K]."""
 
     values: Array
     weights: Array
@@ -111,9 +114,9 @@ def _loss(training: Training, batch: Batch, here: Array | None, logits: Array) -
 
 
 def _active(training: Training, batch: Batch, outputs: Outputs) -> Array | None:
-    """Return bool [K], whether any example of the global batch has what the objective is about; None: all have all."""
+    """Return bool [K], which objectives count and have an example in the global batch; None: all do, in every batch."""
     if outputs.present is None:
-        return None
+        return None if training.counted is None else jnp.asarray(training.counted)
     flags = []
     for name in objective_names(outputs.by_objective):
         here = outputs.here(name)
@@ -121,7 +124,7 @@ def _active(training: Training, batch: Batch, outputs: Outputs) -> Array | None:
     active = jnp.stack(flags)
     if training.axis_name is not None:
         active = jax.lax.pmax(active.astype(jnp.int32), training.axis_name) > 0
-    return active
+    return active if training.counted is None else active & jnp.asarray(training.counted)
 
 
 def _with_dropout(training: Training, key: Array, batch: Batch) -> Batch:
@@ -138,9 +141,10 @@ def _gradients(training: Training, state: TrainState, batch: Batch) -> tuple[Arr
     rngs = {"dropout": key}
     mutable = list(state.model_state)
     inference = training.inference
+    frozen = {name: state.params[name] for name in training.frozen}
 
     def apply(params: PyTree, value: PyTree, present: Array | None, method: str) -> tuple[Any, PyTree]:
-        variables = {"params": params, **state.model_state}
+        variables = {"params": {**params, **frozen}, **state.model_state}
         given: dict[str, Any] = {} if present is None else {"present": present}
         return inference.model.apply(variables, value, train=True, method=method, rngs=rngs, mutable=mutable, **given)
 
@@ -172,8 +176,9 @@ def _gradients(training: Training, state: TrainState, batch: Batch) -> tuple[Arr
         return losses, _HeadAux(outputs, model_state, extra)
 
     compute = objective_grads(losses_fn, encode=encode, has_aux=True, batch_argnums=1, axis_name=training.axis_name)
-    values, grads, (encoded_state, aux) = compute(state.params, batch)
-    return values, grads, aux, _merge(encoded_state, aux.model_state)
+    values, grads, (encoded_state, aux) = compute(trained_params(state.params, training.frozen), batch)
+    merged = _merge(encoded_state, aux.model_state)
+    return values, grads, aux, _with_frozen(merged, state.model_state, training.frozen)
 
 
 def _mean_over_devices(axis_name: str | None, tree: PyTree) -> PyTree:
@@ -188,6 +193,14 @@ def _merge(encoded: PyTree, decided: PyTree) -> PyTree:
     }
 
 
+def _with_frozen(new: PyTree, old: PyTree, frozen: tuple[str, ...]) -> PyTree:
+    """Return the new statistics, and the old ones of frozen modules."""
+    return {
+        collection: {name: (old if name in frozen else new)[collection][name] for name in modules}
+        for collection, modules in new.items()
+    }
+
+
 def train_step(training: Training, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
     """Take one step: losses, per-objective gradients, combiner and optimizer, new parameters and statistics."""
     batch = _with_dropout(training, _dropout_key(state), batch)
@@ -197,14 +210,17 @@ def train_step(training: Training, state: TrainState, batch: Batch) -> tuple[Tra
     logit_loss: Any = partial(_loss, training, batch, None)
     active = _active(training, batch, outputs)
     if active is not None:
-        missing = {"active": active, "present": outputs.present_by_objective}
+        missing = {"active": active}
+    if outputs.present is not None:
+        missing["present"] = outputs.present_by_objective
         logit_loss = {name: partial(_loss, training, batch, outputs.here(name)) for name in grads.names}
+    trained = trained_params(state.params, training.frozen)
     updates, opt_state = training.tx.update(
         grads,
         state.opt_state,
-        state.params,
+        trained,
         values=values,
-        groups=parameter_groups(state.params),
+        groups=parameter_groups(trained),
         labels=batch.label,
         logit_loss=logit_loss,
         unimodal_logits=outputs.unimodal_logits,
@@ -218,7 +234,7 @@ def train_step(training: Training, state: TrainState, batch: Batch) -> tuple[Tra
     finite = jnp.append(sound, _all_finite(updates))
     new_state = state.replace(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params={**state.params, **optax.apply_updates(trained, updates)},
         model_state=model_state,
         opt_state=opt_state,
         first_bad=jnp.where((state.first_bad < 0) & ~finite, state.step, state.first_bad),
@@ -239,6 +255,24 @@ def measure_gradients(training: Training, state: TrainState, batch: Batch) -> di
     batch = _with_dropout(training, _dropout_key(state), batch)
     _, grads, aux, _ = _gradients(training, state, batch)
     return gradient_geometry(grads, active=_active(training, batch, aux.outputs))
+
+
+def reached_modules(training: Training, state: TrainState, batch: Batch, objectives: Iterable[str]) -> set[str]:
+    """Return the modules (names in `params`) that the losses of these objectives can move; traced, never run.
+
+    training: without an axis of devices. state, batch: arrays or their shapes.
+    """
+    reached: set[str] = set()
+
+    def trace(state: TrainState, batch: Batch) -> None:
+        _, grads, _, _ = _gradients(training, state, batch)
+        places = [grads.names.index(name) for name in objectives]
+        for name, tree in grads.touching.items():
+            if any(leaf[places].any() for leaf in jax.tree.leaves(tree)):
+                reached.add(name)
+
+    jax.eval_shape(trace, state, batch)
+    return reached
 
 
 def _dropout_key(state: TrainState) -> Array:
