@@ -18,8 +18,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Everything, compiled as users' programs are: `make test` compiles with few optimizations, to be quick.
 soak: $(VENV)/.dev
-	$(TESTING) $(BIN)/python -m pytest -n 2 -q
+	$(TESTING) JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n 2 -q
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -125,7 +125,7 @@ def refresh_flops(size: int = 512) -> float:
     variables = {"params": state.params, **state.model_state}
     carry = jax.eval_shape(lambda: refresh.start(None))
     add = partial(_add, refresh, training.inference)
-    return flops(add, carry, variables, batch.inputs, batch.label, batch.weight) * EXAMPLES / size
+    return flops(add, carry, variables, batch) * EXAMPLES / size
 
 
 def bogc_rows(uniform: float) -> list[tuple[str, float, float]]:

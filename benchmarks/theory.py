@@ -22,6 +22,7 @@ from rich.table import Table
 
 from mmjax import Config, ModelConfig, TrainConfig
 from mmjax.data import AvDigits, Splits, select
+from mmjax.evaluation.subsets import Subset
 from mmjax.models import ConcatConfig, MLPConfig
 from mmjax.optim import JointConfig
 from mmjax.theory import (
@@ -38,7 +39,6 @@ from mmjax.theory import least_squares_learner as least_squares
 from mmjax.theory import trained_learner as trained
 from mmjax.theory.learner import samples
 from mmjax.theory.overlap import PUBLISHED
-from mmjax.theory.subsets import Subset
 from mmjax.train.optimizer import AdamConfig
 
 SEEDS = 10

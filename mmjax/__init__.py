@@ -12,6 +12,7 @@ from mmjax.config import (
     MethodConfig,
     ModelConfig,
     OptimizerConfig,
+    StageConfig,
     TrainConfig,
 )
 from mmjax.config_file import load_config
@@ -38,6 +39,7 @@ __all__ = [
     "Outputs",
     "Run",
     "Splits",
+    "StageConfig",
     "TrainConfig",
     "evaluate",
     "fit",

@@ -94,6 +94,12 @@ def _parser() -> argparse.ArgumentParser:
     of_run.add_argument(
         "--prior-precision", type=float, help="of --laplace; default: a tenth of the number of training examples"
     )
+    of_run.add_argument(
+        "--missing",
+        metavar="PATTERN",
+        nargs="*",
+        help="also with only some modalities given: each PATTERN (audio, audio+image, leave-one-out); none named: all",
+    )
 
     new = add("predict", _predict, "write what every expert says of the examples in an npz file")
     new.add_argument("workdir", metavar="WORKDIR", type=Path)
@@ -203,7 +209,9 @@ def _draw(workdir: Path, config: Config) -> None:
 def _print_results(run: Run, metrics: dict[str, float], title: str, console: Console) -> None:
     from mmjax.report import results_table
 
-    console.print(results_table(metrics, ("fusion", *sorted(run.modalities)), run.inference.task, title))
+    found = {key.split("/")[0] for key in metrics}  # not every model has an expert of each modality, nor every data set
+    names = ("fusion", *(m for m in sorted(run.modalities) if m in found))
+    console.print(results_table(metrics, names, run.inference.task, title))
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
@@ -217,6 +225,12 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
 
         metrics = laplace_metrics(run, splits.train, dataset, prior_precision=options.prior_precision)
         _print_results(run, metrics, f"{title}, Laplace predictive", console)
+    if options.missing is not None:
+        from mmjax.report import save_patterns
+
+        table, file = save_patterns(run, dataset, options.workdir, options.missing)
+        console.print(table)
+        console.print(f"wrote {file}", markup=False, soft_wrap=True)
     if isinstance(run.inference.model, Reader):
         from mmjax.report import save_missing
 
@@ -228,7 +242,8 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
 
 def _predict(options: argparse.Namespace, console: Console) -> int:
     run = load(options.workdir)
-    answers = run.predict(read_inputs(options.file, run.modalities))
+    inputs, present = read_inputs(options.file, run.modalities)
+    answers = run.predict(inputs, present)
     out = options.out or options.workdir / f"predictions_{options.file.stem}.npz"
     np.savez(out, allow_pickle=False, **{name: values.astype(np.float32) for name, values in answers.items()})
     shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in answers.items())
@@ -287,6 +302,8 @@ def _data_check(options: argparse.Namespace, console: Console) -> int:
     sizes = ", ".join(f"{split} {size}" for split, size in report.sizes.items())
     if report.task is not None:
         console.print(f"task: {report.task} with {report.num_outputs} outputs; examples: {sizes}")
+    if any(report.missing.values()):
+        console.print("missing: " + ", ".join(f"{name} in {count}" for name, count in report.missing.items()))
     if report.counts:
         counts = _table("class" if report.task == "classification" else "label", *report.counts)
         for row in report.class_rows():

@@ -23,7 +23,13 @@ if TYPE_CHECKING:  # annotations only: this module imports nothing of the librar
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the data come from. Subclasses: one a source, in `mmjax.data`."""
+    """Where the data come from. Subclasses: one a source, in `mmjax.data`.
+
+    >>> from mmjax.data import Planted
+    >>> splits = Planted(train_examples=100, modalities=("a",)).load()  # a subclass: one a source
+    >>> len(splits.train), splits.train.modalities
+    (100, ('a',))
+    """
 
     name: str
     """Source of the data (`mmjax data list` names them)."""
@@ -40,7 +46,12 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """One modality's encoder. Subclasses in `mmjax.models.encoders`."""
+    """One modality's encoder. Subclasses in `mmjax.models.encoders`.
+
+    >>> from mmjax.models import MLPConfig
+    >>> MLPConfig(width=32).name  # a subclass: one a kind; MLPConfig(...).build(dtype=...) is its linen module
+    'mlp'
+    """
 
     name: str
     """Kind of encoder."""
@@ -52,7 +63,13 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig:
-    """The fusion head. Subclasses in `mmjax.models.fusion`."""
+    """The fusion head. Subclasses in `mmjax.models.fusion`.
+
+    >>> from mmjax.models import ConcatConfig
+    >>> import jax.numpy as jnp
+    >>> type(ConcatConfig(hidden=(16,)).build(10, dtype=jnp.float32)).__name__
+    'ConcatFusion'
+    """
 
     name: str
     """Kind of fusion head."""
@@ -67,7 +84,12 @@ class FusionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Encoders, fusion and uni-modal heads."""
+    """Encoders, fusion and uni-modal heads.
+
+    >>> from mmjax.models import LeNetConfig, SumConfig
+    >>> ModelConfig(encoders={"image": LeNetConfig()}, fusion=SumConfig(), dtype="bfloat16").encoders["image"].name
+    'lenet'
+    """
 
     encoders: dict[str, EncoderConfig] = field(default_factory=dict)
     """Encoder of each modality, by its name; a modality not named gets an MLP with default options."""
@@ -119,7 +141,12 @@ class MethodContext:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """A way of balancing: an objective rule and a combiner. Subclasses: one a method, in `mmjax.optim`."""
+    """A way of balancing: an objective rule and a combiner. Subclasses: one a method, in `mmjax.optim`.
+
+    >>> from mmjax.optim import METHODS
+    >>> METHODS["mimo"].kind, METHODS["pcgrad"].kind, METHODS["ogm"].kind
+    ('value', 'gradient', 'balance')
+    """
 
     name: str
     """Method that combines the objectives' gradients."""
@@ -156,7 +183,13 @@ class MethodConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """What turns the combined gradient into a step. Subclasses in `mmjax.train.optimizer`."""
+    """What turns the combined gradient into a step. Subclasses in `mmjax.train.optimizer`.
+
+    >>> from mmjax.train.optimizer import AdamConfig, CosineConfig
+    >>> tx = AdamConfig(learning_rate=3e-4, clip_norm=1.0, schedule=CosineConfig()).build(total_steps=100)
+    >>> callable(tx.init) and callable(tx.update)  # an optax.GradientTransformation
+    True
+    """
 
     name: str
     """Kind of optimizer."""
@@ -176,7 +209,11 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The training run itself."""
+    """The training run itself.
+
+    >>> TrainConfig(epochs=3, batch_size=128, early_stopping=5).monitor_every
+    50
+    """
 
     seed: int = 0
     """Seed of initial parameters, batches and everything else that is random; at least 0."""
@@ -188,6 +225,9 @@ class TrainConfig:
     """Share of each label given to all classes evenly, in [0, 1); classification only."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: each class weighs N / (classes * its count) in the loss; classification only."""
+    modality_dropout: float = 0.0
+    """Probability, in [0, 1), that an example of a training batch loses a modality, as if it had come without; at least one
+    always stays."""
     evaluate_every: int | None = None
     """Steps between evaluations on the validation split; None: once an epoch."""
     checkpoint_every: int | None = None
@@ -207,8 +247,46 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """A stretch of training with an optimizer of its own; it begins with the best weights of the stage before it.
+
+    Parts of a model are named "encoder/audio", "head/audio", "fusion"; "audio" means all that is audio's, "encoder" every
+    encoder. In a product of experts an expert's name ("audio", "inter") means its encoder and its head.
+
+    >>> StageConfig(title="together", frozen=("encoder",)).frozen
+    ('encoder',)
+    """
+
+    title: str
+    """What the stage is called in notes and rows."""
+    epochs: float | None = None
+    """Passes over the training split; None: train.epochs."""
+    optimizer: OptimizerConfig | None = None
+    """None: the configuration's; either way it starts anew, its schedule over this stage's steps."""
+    method: MethodConfig | None = None
+    """None: the configuration's; either way it starts anew."""
+    objectives: tuple[str, ...] = ()
+    """Objectives that count ("fusion", "audio"); what none of them reaches stays as it is. Empty: all."""
+    frozen: tuple[str, ...] = ()
+    """Parts whose parameters and running statistics stay as they are."""
+
+    def validate(self) -> None:
+        """Raise ValueError for a number of epochs that is not above 0."""
+        if self.epochs is not None and not self.epochs > 0:
+            raise ValueError(f"epochs of stage {self.title!r} must be above 0, or None; got {self.epochs!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole experiment."""
+    """A whole experiment.
+
+    >>> from mmjax.data import Planted
+    >>> from mmjax.optim import MimoConfig
+    >>> from mmjax.train.optimizer import AdamConfig
+    >>> config = Config(data=Planted(), method=MimoConfig(penalty=2.0), optimizer=AdamConfig(learning_rate=1e-3))
+    >>> config.train.epochs, config.model.fusion
+    (10.0, None)
+    """
 
     data: DataConfig
     """Where the data come from (`mmjax data list`)."""
@@ -216,6 +294,8 @@ class Config:
     optimizer: OptimizerConfig
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    stages: tuple[StageConfig, ...] = ()
+    """Stages of training, one after the other; empty: one, from scratch, with the method and optimizer above."""
 
 
 def replace(config: Config, **sections: Any) -> Config:
@@ -236,6 +316,7 @@ def validate(config: Config) -> None:
         ("batch_size", train.batch_size >= 1, "at least 1"),
         ("label_smoothing", 0 <= train.label_smoothing < 1, "in [0, 1)"),
         ("class_weights", train.class_weights in ("none", "balanced"), "none or balanced"),
+        ("modality_dropout", 0 <= train.modality_dropout < 1, "in [0, 1)"),
         ("evaluate_every", train.evaluate_every is None or train.evaluate_every >= 1, "at least 1, or None"),
         ("checkpoint_every", train.checkpoint_every is None or train.checkpoint_every >= 1, "at least 1, or None"),
         ("log_every", train.log_every >= 1, "at least 1"),
@@ -263,6 +344,8 @@ def _sections(value: Any) -> list[Any]:
         children = [getattr(value, f.name) for f in dataclasses.fields(value)]
     elif isinstance(value, dict):
         children = list(value.values())
+    elif isinstance(value, tuple):
+        children = list(value)
     else:
         return []
     found = []

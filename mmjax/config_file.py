@@ -29,6 +29,7 @@ from mmjax.config import (
     ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
+    StageConfig,
     TrainConfig,
 )
 
@@ -41,17 +42,33 @@ _SECTIONS = (
     ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
+    StageConfig,
     TrainConfig,
 )
 
 
 def load_config(path: str | Path) -> Config:
-    """Return the configuration of a Python file with `get_config()`, or of a `config.json`.
+    r"""Return the configuration of a Python file with `get_config()`, or of a `config.json`.
 
     Raises:
       FileNotFoundError: no such file.
       ValueError: the file has no `get_config`, or it returns something else than a `Config`; a field that its section
         does not have (the nearest is named), a mistyped name, a syntax error, broken JSON.
+
+    >>> import tempfile
+    >>> lines = (
+    ...     "from mmjax import Config",
+    ...     "from mmjax.data import Planted",
+    ...     "from mmjax.optim import MimoConfig",
+    ...     "from mmjax.train.optimizer import AdamConfig",
+    ...     "def get_config():",
+    ...     "    return Config(data=Planted(), method=MimoConfig(penalty=2.0), optimizer=AdamConfig())",
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "mine.py"
+    ...     _ = path.write_text("\n".join(lines))
+    ...     load_config(path).method.penalty
+    2.0
     """
     path = Path(path)
     if not path.is_file():

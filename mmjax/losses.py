@@ -32,14 +32,23 @@ def example_losses(task: Task, logits: Array, label: Array, *, label_smoothing: 
     return 0.5 * jnp.sum((logits - label) ** 2, axis=-1)
 
 
-def weighted_mean(losses: Array, weight: Array, axis_name: str | None = None) -> Array:
+def weighted_mean(losses: Array, weight: Array, axis_name: str | None = None, *, here: Array | None = None) -> Array:
     """Return Σ w l / Σ w over the whole batch, as each device's share of it.
 
-    losses, weight: [B]. Under `axis_name` the result is this device's term, scaled so that the mean over devices is the
-    mean over the global batch (its weights may be spread unevenly).
+    losses, weight: [B]. here: bool [B], the examples that count, whatever the others' losses are; None: all. Where none
+    does the mean is 0. Under `axis_name` the result is this device's term, scaled so that the mean over devices is the
+    mean over the global batch (its weights, and who counts, may be spread unevenly).
+
+    >>> losses = jnp.array([1.0, 3.0, jnp.nan])
+    >>> float(weighted_mean(losses, jnp.ones(3), here=jnp.array([True, True, False])))
+    2.0
     """
+    if here is not None:
+        losses, weight = jnp.where(here, losses, 0), jnp.where(here, weight, 0)
     total = jnp.sum(weight * losses)
     mass = jnp.sum(weight)
     if axis_name is not None:
         mass = jax.lax.pmean(mass, axis_name)
+    if here is not None:
+        mass = jnp.where(mass > 0, mass, 1)
     return total / mass

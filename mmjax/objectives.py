@@ -41,6 +41,24 @@ def objective_names(names: Sequence[str] | Mapping[str, Any]) -> tuple[str, ...]
     return (FUSION, *sorted(name for name in names if name != FUSION))
 
 
+def objective_of(features: str) -> str:
+    """Return the objective whose encoder makes the features of this name: "inter.audio" are some of "inter"'s.
+
+    >>> objective_of("image"), objective_of("inter.image")
+    ('image', 'inter')
+    """
+    return features.partition(".")[0]
+
+
+def modality_of(features: str) -> str:
+    """Return the modality that the features of this name are of: "inter.audio" are audio's.
+
+    >>> modality_of("image"), modality_of("inter.image")
+    ('image', 'image')
+    """
+    return features.rpartition(".")[2]
+
+
 class LeafGradients(dict[str, Array]):
     """{objective: gradient} of one parameter, for the objectives that reach it; a pytree, told apart by its type.
 

@@ -108,6 +108,11 @@ def _set(node: Any, path: tuple[str, ...], make: Make) -> Any:
 
 def _descend(node: Any, path: tuple[str, ...], whole: tuple[str, ...], make: Make) -> Any:
     name, *inner = path
+    if isinstance(node, tuple):  # one of several stages, by its number
+        if not (name.isdigit() and int(name) < len(node) and inner):
+            raise ValueError(f"unknown option --{_option(whole)}.name: there are {len(node)}, counted from 0")
+        place = int(name)
+        return (*node[:place], _descend(node[place], tuple(inner), whole, make), *node[place + 1 :])
     hints = typing.get_type_hints(type(node))
     if name not in {f.name for f in dataclasses.fields(node)}:
         raise ValueError(
@@ -118,6 +123,8 @@ def _descend(node: Any, path: tuple[str, ...], whole: tuple[str, ...], make: Mak
     if isinstance(old, dict) and inner:  # {modality: section}
         key, *inner = inner
         new: Any = old | {key: _inside(old.get(key), typing.get_args(hint)[1], tuple(inner), whole, make)}
+    elif isinstance(old, tuple) and inner:
+        new = _descend(old, tuple(inner), whole, make)
     else:
         new = _inside(old, hint, tuple(inner), whole, make)
     return dataclasses.replace(node, **{name: new})
@@ -158,6 +165,8 @@ def _with_section(config: Config, path: tuple[str, ...]) -> Config:
             known = dataclasses.is_dataclass(node) and name in {f.name for f in dataclasses.fields(node)}
             if isinstance(node, dict):
                 node = node.get(name)
+            elif isinstance(node, tuple) and name.isdigit() and int(name) < len(node):
+                node = node[int(name)]
             elif known:
                 node = getattr(node, name)
             else:
@@ -210,6 +219,8 @@ def _fields(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
         items = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
     elif isinstance(node, dict) and node:
         items = node
+    elif isinstance(node, tuple) and node and dataclasses.is_dataclass(node[0]):
+        items = {str(place): item for place, item in enumerate(node)}
     else:
         yield path
         return

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -23,11 +23,12 @@ from mmjax.bayes.laplace import (
     check_likelihood,
     deviations,
     empty_precision,
-    posterior,
+    posteriors,
     precision,
     prior_posterior,
     sampled_cotangents,
     warn_of_blocks,
+    zero_after,
 )
 
 PyTree = Any
@@ -82,28 +83,31 @@ class Given:
     """What a step hands over besides gradients.
 
     active: bool [K]; count: int32, the step; last_layer: {objective: (inputs [B, D'], kernel [D', C], bias [C])}; loss:
-    logits [B, C] -> scalar, this device's share, or else labels, whose mean cross-entropy is taken; key; refresh: bool
-    scalar, whether to take the posterior anew now, or None.
+    logits [B, C] -> scalar, this device's share, or {objective: such a function}, or else labels, whose mean cross-entropy
+    is taken; key; refresh: bool scalar, whether to take the posterior anew now, or None; there: {objective: bool [B]}, the
+    examples that an objective is about, for those that are not about all.
     """
 
     active: Array
     count: Array
     last_layer: LastLayers | None = None
-    loss: Callable[[Array], Array] | None = None
+    loss: Callable[[Array], Array] | Mapping[str, Callable[[Array], Array]] | None = None
     labels: Array | None = None
     key: Array | None = None
     refresh: Array | None = None
+    there: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Survey:
     """How a pass over the whole training set renews an estimator's state.
 
-    start: setting -> carry; add: (carry, last layers, weight [B]) -> carry; finish: (setting, carry, state) -> state.
+    start: setting -> carry; add: (carry, last layers, {objective: weight [B]}) -> carry; finish: (setting, carry, state) ->
+    state.
     """
 
     start: Callable[[Setting], PyTree]
-    add: Callable[[PyTree, LastLayers, Array], PyTree]
+    add: Callable[[PyTree, LastLayers, Mapping[str, Array]], PyTree]
     finish: Callable[[Setting, PyTree, PyTree], PyTree]
 
 
@@ -280,11 +284,11 @@ def laplace(
     def start(setting: Setting) -> dict[str, Array]:
         return {name: empty_precision(*sizes, likelihood) for name, sizes in layers_of(setting).items()}
 
-    def add(carry: dict[str, Array], last_layer: LastLayers, weight: Array) -> dict[str, Array]:
-        return {name: total + precision(*last_layer[name], weight, likelihood) for name, total in carry.items()}
+    def add(carry: dict[str, Array], last_layer: LastLayers, weight: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: total + precision(*last_layer[name], weight[name], likelihood) for name, total in carry.items()}
 
     def finish(setting: Setting, carry: dict[str, Array], state: LaplaceState) -> LaplaceState:
-        return state._replace(posteriors={n: posterior(total, prior(setting)) for n, total in carry.items()})
+        return state._replace(posteriors=posteriors(carry, prior(setting)))
 
     def renewed(setting: Setting, gradients: Gradients, state: LaplaceState, given: Given) -> LaplaceState:
         """Take the posteriors anew from the batch at hand, where that is due."""
@@ -300,13 +304,17 @@ def laplace(
         assert last_layer is not None
 
         def anew() -> dict[str, Posterior]:
-            made = {}
-            for k, name in enumerate(layers_of(setting)):
+            totals = {}
+            for name in layers_of(setting):
                 inputs, kernel, bias = last_layer[name]
-                total = precision(inputs, kernel, bias, None, likelihood) * (examples / inputs.shape[0])
-                new = posterior(gradients.over_devices(total), prior(setting))
+                # the training set lacks the modality as often as the batch does
+                weight = given.there[name].astype(jnp.float32) if name in given.there else None
+                total = precision(inputs, kernel, bias, weight, likelihood) * (examples / inputs.shape[0])
+                totals[name] = gradients.over_devices(total)
+            made = posteriors(totals, prior(setting))
+            for k, name in enumerate(made):
                 here = given.active[k]
-                made[name] = jax.tree.map(lambda a, b, on=here: jnp.where(on, a, b), new, state.posteriors[name])
+                made[name] = jax.tree.map(lambda a, b, on=here: jnp.where(on, a, b), made[name], state.posteriors[name])
             return made
 
         return state._replace(posteriors=jax.lax.cond(due, anew, lambda: state.posteriors))
@@ -323,12 +331,15 @@ def laplace(
             raise ValueError("laplace estimates moments at the features: take level='features'")
         state = renewed(setting, gradients, state, given)
         cotangents, traces = {}, []
+        after = jnp.zeros((), jnp.float32)
         for k, name in enumerate(layers):
             inputs, kernel, bias = given.last_layer[name]
             centre = jnp.concatenate([kernel.T, bias[:, None]], axis=1).astype(jnp.float32)
-            draws = deviations(state.posteriors[name], jax.random.fold_in(given.key, k), int(samples))
+            draws = deviations(state.posteriors[name], jax.random.fold_in(given.key, k), int(samples), after)
+            after = zero_after(draws)
             draws = draws.reshape(int(samples), *centre.shape)
-            cotangents[name] = sampled_cotangents(given.loss, inputs, centre + draws)
+            loss = given.loss[name] if isinstance(given.loss, Mapping) else given.loss
+            cotangents[name] = sampled_cotangents(loss, inputs, centre + draws)
             traces.append(jnp.mean(jnp.sum(draws**2, axis=(1, 2))))
         moments = []
         for rows, each in zip(gradients.rows, gradients.pull_back(cotangents), strict=True):

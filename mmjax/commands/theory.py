@@ -22,12 +22,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from mmjax.config import Config
 from mmjax.config_file import load_config
 from mmjax.data import Npz, Splits
+from mmjax.evaluation.subsets import choose_subsets, subset_name
 from mmjax.optim import JointConfig
 from mmjax.overrides import override
 from mmjax.theory.learner import Learner
 from mmjax.theory.least_squares_learner import LeastSquares
 from mmjax.theory.subset_risk import Cell, Sweep, subset_risk_sweep
-from mmjax.theory.subsets import choose_subsets, subset_name
 from mmjax.theory.trained_learner import Trained
 from mmjax.theory.verdict import verdict
 from mmjax.train.optimizer import AdamConfig

@@ -11,10 +11,11 @@ from mmjax.data.check import Report, describe
 from mmjax.data.dataset import Dataset, Splits, Task
 from mmjax.data.image_tags import ImageTags
 from mmjax.data.mfeat import Mfeat
+from mmjax.data.missing import with_missing
 from mmjax.data.mnist_halves import MnistHalves
 from mmjax.data.planted import Planted, PlantedTruth, planted_posterior, planted_truth
 from mmjax.data.standardize import Standardize
-from mmjax.data.validation import check_splits, select, validate
+from mmjax.data.validation import check_splits, require_complete, select, validate
 
 SOURCES: dict[str, type[DataConfig]] = {
     "avdigits": AvDigits,
@@ -53,6 +54,8 @@ __all__ = [
     "planted_posterior",
     "planted_truth",
     "read_inputs",
+    "require_complete",
     "select",
     "validate",
+    "with_missing",
 ]

@@ -25,14 +25,14 @@ from mmjax.data.validation import (
     label_warnings,
     length_problems,
     name_problems,
+    present_problems,
     raise_problems,
 )
 
 TaskChoice = Literal["auto", "classification", "multilabel", "regression"]
 
-MISSING_UNSUPPORTED = (
-    "present: missing modalities are not supported yet; keep the examples that have every modality and remove `present`"
-)
+OTHERS = ("label", "present", "split")
+"""Arrays of an npz file that are no modality."""
 
 
 def array_problems(
@@ -40,6 +40,7 @@ def array_problems(
     label: np.ndarray,
     split: np.ndarray | None = None,
     *,
+    present: np.ndarray | None = None,
     task: TaskChoice = "auto",
     num_outputs: int = 0,
     images: Iterable[str] = (),
@@ -50,8 +51,10 @@ def array_problems(
     ['a has 2 examples, but label has 3; all arrays must have the same length']
     """
     problems = [] if inputs else ["no modality: there must be at least one array besides label"]
+    if present is not None:
+        problems += present_problems(present, inputs, len(label) if label.ndim else 0)
     for name, array in inputs.items():
-        problems += name_problems(name) + input_problems(name, array)
+        problems += name_problems(name) + input_problems(name, array, _column(present, inputs, name))
     if task not in get_args(TaskChoice):
         problems.append(f"task must be one of {', '.join(get_args(TaskChoice))}; got {task!r}")
     else:
@@ -68,11 +71,35 @@ def array_problems(
     return problems
 
 
+def _column(present: np.ndarray | None, names: Iterable[str], name: str) -> np.ndarray | None:
+    """Return a modality's column of `present`, or None where it has none of the right form."""
+    names = sorted(names)
+    if present is None or present.dtype != bool or present.ndim != 2 or present.shape[1] != len(names):
+        return None
+    return present[:, names.index(name)]
+
+
+def erased(inputs: Mapping[str, np.ndarray], present: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Return inputs with 0 where `present` (bool [N, M], columns in the sorted order of the names) says absent.
+
+    >>> erased({"a": np.array([[np.nan], [2.0]])}, np.array([[False], [True]]))["a"].tolist()
+    [[0.0], [2.0]]
+    """
+    if present is None:
+        return dict(inputs)
+    here = {name: present[:, i] for i, name in enumerate(sorted(inputs))}
+    return {
+        name: np.where(here[name].reshape(-1, *[1] * (array.ndim - 1)), array, array.dtype.type(0))
+        for name, array in inputs.items()
+    }
+
+
 def from_arrays(
     inputs: Mapping[str, np.ndarray],
     label: np.ndarray,
     *,
     split: np.ndarray | None = None,
+    present: np.ndarray | None = None,
     task: TaskChoice = "auto",
     num_outputs: int = 0,
     label_names: tuple[str, ...] = (),
@@ -90,6 +117,8 @@ def from_arrays(
     label: integers [N] (classification), 0 and 1 [N, L] (multilabel) or floats [N] or [N, L] (regression).
     split: "train", "validation", "test" or 0, 1, 2, an entry an example. Without it, or without validation examples
       in it, examples are drawn with `split_seed`, stratified by class, the same for the same seed and data.
+    present: bool [N, M], which examples have which modality, columns in the sorted order of the names. What an array
+      holds where it is absent (NaN, say) is not looked at, and statistics are taken over the examples that are there.
     task: "auto" takes the kind from `label`.  num_outputs: number of classes; 0: highest label + 1.
     standardize: give every feature of the last axis (dimension, spectral bin, colour channel) mean 0 and standard
       deviation 1 over training. All numbers are treated alike, pixels and counts too, since a modality whose scale
@@ -110,8 +139,9 @@ def from_arrays(
     inputs = {name: np.asarray(array) for name, array in inputs.items()}
     label = np.asarray(label)
     split = None if split is None else np.asarray(split)
+    present = None if present is None else np.asarray(present)
     images, raw = set(images), set(raw)
-    problems = array_problems(inputs, label, split, task=task, num_outputs=num_outputs, images=images)
+    problems = array_problems(inputs, label, split, present=present, task=task, num_outputs=num_outputs, images=images)
     problems += [
         f"raw names {name!r}, which is not a modality ({', '.join(sorted(inputs))})"
         for name in sorted(raw - set(inputs))
@@ -136,15 +166,21 @@ def from_arrays(
     preprocess: dict[str, Standardize] = {}
     for name, array in inputs.items():
         add_channel = array.ndim == 3 and (name in images or array.dtype == np.uint8)
+        here = _column(present, inputs, name)
+        seen = training if here is None else training & here
+        if not seen.any():
+            raise ValueError(f"no training example has {name}: leave it out (modalities)")
         if standardize and name not in raw:
-            preprocess[name] = fit_standardize(array[training], add_channel=add_channel)
+            preprocess[name] = fit_standardize(array[seen], add_channel=add_channel)
         elif add_channel:
             preprocess[name] = Standardize((0.0,), (1.0,), add_channel=True)
 
     def part(code: int) -> Dataset:
         chosen = np.flatnonzero(codes == code)
-        arrays = {name: stored_input(array[chosen]) for name, array in inputs.items()}
-        return Dataset(arrays, label[chosen], meaning, preprocess)
+        here = None if present is None else present[chosen]
+        arrays = erased({name: array[chosen] for name, array in inputs.items()}, here)
+        stored = {name: stored_input(array) for name, array in arrays.items()}
+        return Dataset(stored, label[chosen], meaning, preprocess, here)
 
     return check_splits(Splits(part(0), part(1), part(2)))
 
@@ -198,50 +234,58 @@ def read_npz(path: str | Path) -> tuple[dict[str, np.ndarray], list[str]]:
     return arrays, problems
 
 
-def read_inputs(path: str | Path, modalities: Iterable[str]) -> dict[str, np.ndarray]:
-    """Return the inputs of `modalities` from an npz file, for prediction; its other arrays are not looked at.
+def read_inputs(path: str | Path, modalities: Iterable[str]) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Return the inputs of `modalities` from an npz file, for prediction, and which are there; others are not looked at.
+
+    The second is bool [N, M], the columns of the file's `present` for these modalities, sorted; None if it has no such
+    array. Its columns in the file are those of all arrays that may be modalities, sorted. Absent inputs come out as 0.
 
     Raises:
       FileNotFoundError: no file at `path`.
-      ValueError: a modality that is missing or cannot be read, lengths that differ, NaN or infinite values.
+      ValueError: a modality that is missing or cannot be read, lengths that differ, NaN or infinite values, a `present`
+        of another form or with a row in which none of these modalities is there.
 
-    >>> import tempfile
-    >>> with tempfile.NamedTemporaryFile(suffix=".npz") as file:
-    ...     np.savez(file, audio=np.ones((20, 5)), label=np.arange(20))
-    ...     file.flush()
-    ...     inputs = read_inputs(file.name, ["audio"])
-    >>> {m: (x.shape, str(x.dtype)) for m, x in inputs.items()}
-    {'audio': ((20, 5), 'float32')}
+    >>> import tempfile, pathlib
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "new.npz"
+    ...     np.savez(path, sound=np.zeros((3, 8)))
+    ...     read_inputs(path, ["sound"])[0]["sound"].shape
+    (3, 8)
     """
     arrays, unreadable = read_npz(path)
     wanted = tuple(modalities)
     problems = [problem for problem in unreadable if problem.split(" ", 1)[0] in wanted]
-    if "present" in arrays:
-        problems.append(MISSING_UNSUPPORTED)
     raise_problems(str(path), problems)
-    names = chosen_modalities(wanted, (name for name in arrays if name not in ("label", "split")))
+    held = sorted(name for name in arrays if name not in OTHERS)
+    names = chosen_modalities(wanted, held)
     inputs = {name: arrays[name] for name in names}
-    raise_problems(str(path), (problem for name in names for problem in input_problems(name, inputs[name])))
-    if len({len(array) for array in inputs.values()}) > 1:
+    if len({len(array) for array in inputs.values() if array.ndim}) > 1:
         lengths = ", ".join(f"{name} {len(array)}" for name, array in inputs.items())
         raise ValueError(f"{path}: all modalities must have the same number of examples, got {lengths}")
-    return {name: stored_input(array) for name, array in inputs.items()}
+    present = arrays.get("present")
+    if present is not None:
+        count = max(len(array) if array.ndim else 0 for array in inputs.values())
+        raise_problems(str(path), present_problems(present, held, count))
+        present = present[:, [held.index(name) for name in names]]
+        raise_problems(str(path), present_problems(present, names, count))
+    problems = [p for name in names for p in input_problems(name, inputs[name], _column(present, names, name))]
+    raise_problems(str(path), problems)
+    return {name: stored_input(array) for name, array in erased(inputs, present).items()}, present
 
 
 @dataclass(frozen=True, kw_only=True)
 class Npz(DataConfig):
     """One's own arrays, in an npz file.
 
-    The file holds one array a modality, `label`, and optionally `split`, as `from_arrays` takes them.
+    The file holds one array a modality, `label`, and optionally `split` and `present`, as `from_arrays` takes them.
 
-    >>> import tempfile
-    >>> rng = np.random.default_rng(0)
-    >>> with tempfile.NamedTemporaryFile(suffix=".npz") as file:
-    ...     np.savez(file, image=rng.normal(size=(20, 3, 3)), audio=rng.normal(size=(20, 5)), label=np.arange(20) % 2)
-    ...     file.flush()
-    ...     splits = Npz(path=file.name, images=("image",)).load()
-    >>> {m: x.shape for m, x in splits.train.inputs.items()}, len(splits.validation), len(splits.test)
-    ({'audio': (14, 5), 'image': (14, 3, 3)}, 2, 4)
+    >>> import tempfile, pathlib
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "mine.npz"
+    ...     np.savez(path, sound=np.zeros((20, 8)), picture=np.zeros((20, 4, 4, 1)), label=np.arange(20) % 2)
+    ...     splits = Npz(path=str(path)).load()
+    >>> splits.train.modalities, splits.train.task.kind, splits.train.task.num_outputs
+    (('picture', 'sound'), 'classification', 2)
     """
 
     name: str = "npz"
@@ -264,7 +308,7 @@ class Npz(DataConfig):
     split_seed: int = 0
     """Seed of the splits that are drawn."""
 
-    needs: ClassVar[str] = "an npz file: one array a modality, label, and optionally split (--data.path FILE)"
+    needs: ClassVar[str] = "an npz file: one array a modality, label, optionally split and present (--data.path FILE)"
 
     def load(self) -> Splits:
         """Read the file, check all of it, and return its splits.
@@ -276,18 +320,21 @@ class Npz(DataConfig):
         if not self.path:
             raise ValueError("data.path is empty; name the npz file to load")
         arrays, problems = read_npz(self.path)
-        if "present" in arrays:
-            problems.append(MISSING_UNSUPPORTED)
         if "label" not in arrays and not any(problem.startswith("label ") for problem in problems):
             problems.append("there is no array `label`")
         raise_problems(self.path, problems)
-        held = [name for name in arrays if name not in ("label", "split")]
+        held = sorted(name for name in arrays if name not in OTHERS)
         names = chosen_modalities(self.modalities, held)
+        present = arrays.get("present")
+        if present is not None:
+            raise_problems(self.path, present_problems(present, held, len(arrays["label"])))
+            present = present[:, [held.index(name) for name in names]]
         try:
             return from_arrays(
                 {name: arrays[name] for name in names},
                 arrays["label"],
                 split=arrays.get("split"),
+                present=present,
                 task=self.task,
                 num_outputs=self.num_outputs,
                 images=self.images,

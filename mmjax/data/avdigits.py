@@ -5,7 +5,7 @@ Made by `tools/make_avdigits.py`, which tells the origin of both; the package sh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import ClassVar
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from mmjax.config import DataConfig
 from mmjax.data.dataset import Dataset, Splits, Task
+from mmjax.data.missing import with_missing
 from mmjax.data.validation import check_splits, chosen_modalities
 
 _FILE = "avdigits.npz"
@@ -28,7 +29,7 @@ class AvDigits(DataConfig):
     each time with another utterance and other noise. The voices of the validation and of the test split are heard in
     no other. The image is learned fast and the speech slowly: trained on the fusion loss alone, the audio encoder stays
     well behind what it reaches on its own.
-    Raises ValueError for a modality that the set does not hold.
+    Raises ValueError for a modality that the set does not hold, and for a rate of `missing` out of range.
 
     >>> splits = AvDigits().load()
     >>> splits.train.modalities, len(splits.train), splits.train.inputs["audio"].shape
@@ -36,6 +37,10 @@ class AvDigits(DataConfig):
     """
 
     name: str = "avdigits"
+    missing: dict[str, float] = field(default_factory=dict)
+    """Probability that an example lacks this modality, below 1; 0 where not named. Never are all of them missing."""
+    missing_seed: int = 0
+    """Seed of what is missing."""
 
     needs: ClassVar[str] = "nothing: it comes with mmjax"
 
@@ -52,7 +57,8 @@ class AvDigits(DataConfig):
                 inputs["image"] = inputs["image"][..., None]
             return Dataset(inputs, arrays[f"{name}_label"].astype(np.int32), _TASK)
 
-        return check_splits(Splits(split("train"), split("validation"), split("test")))
+        splits = Splits(split("train"), split("validation"), split("test"))
+        return check_splits(with_missing(splits, self.missing, self.missing_seed))
 
 
 def _standardise(values: np.ndarray, mean: float, std: float) -> np.ndarray:

@@ -13,7 +13,7 @@ import json
 import re
 import wave
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -24,6 +24,7 @@ from mmjax.config import DataConfig
 from mmjax.data.audio import Spectrogram
 from mmjax.data.dataset import ArrayLike, Dataset, Splits, Task
 from mmjax.data.idx import read_idx
+from mmjax.data.missing import with_missing
 from mmjax.data.validation import check_splits, chosen_modalities
 
 RATE = 8000
@@ -114,15 +115,11 @@ class AvMnist(DataConfig):
     the noise clips of the test split are in neither of the others. The first `num_...` examples of each split are
     used; the defaults are the fast runs' and 55,000 / 5,000 / 10,000 is everything.
     Raises FileNotFoundError when the folder is not there or not complete, and ValueError when one of its files is not
-    what was written, when a count is out of range and for an unknown size or modality.
+    what was written, when a count is out of range and for an unknown size or modality, or a rate out of range.
 
-    >>> AvMnist(path="data/avmnist", size="lenet", modalities=("audio",)).num_test
-    5000
-    >>> AvMnist(path="not/there").load()
+    >>> AvMnist(path="no/such/folder").load()  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
-        ...
-    FileNotFoundError: data.path='not/there' holds no prepared AV-MNIST; make it with
-      mmjax data prepare avmnist --mnist DIR --speech DIR --noise DIR --out DIR
+    FileNotFoundError: ...
     """
 
     name: str = "avmnist"
@@ -136,6 +133,10 @@ class AvMnist(DataConfig):
     """Validation examples to use, at most 5,000."""
     num_test: int = 5_000
     """Test examples to use, at most 10,000."""
+    missing: dict[str, float] = field(default_factory=dict)
+    """Probability that an example lacks this modality, below 1; 0 where not named. Never are all of them missing."""
+    missing_seed: int = 0
+    """Seed of what is missing."""
 
     needs: ClassVar[str] = f"MNIST, FSDD and ESC-10, prepared once: {_COMMAND}"
 
@@ -173,7 +174,8 @@ class AvMnist(DataConfig):
                 {"audio": spectrogram} if "audio" in inputs else {},
             )
 
-        return check_splits(Splits(split("train"), split("validation"), split("test")))
+        splits = Splits(split("train"), split("validation"), split("test"))
+        return check_splits(with_missing(splits, self.missing, self.missing_seed))
 
 
 def prepare(

@@ -14,7 +14,8 @@ from mmjax.data.dataset import Dataset
 class Batch(NamedTuple):
     """What one step sees; a pytree.
 
-    inputs: {modality: [B, ...]}; label: int32 [B] or float32 [B, L]; weight: float32 [B], 0 for padding.
+    inputs: {modality: [B, ...]}; label: int32 [B] or float32 [B, L]; weight: float32 [B], 0 for padding; present: bool
+    [B, M], columns in the sorted order of the modalities, which examples have which; None: everything is there.
 
     >>> Batch({"a": np.zeros((2, 3))}, np.array([0, 1]), np.ones(2)).label.shape
     (2,)
@@ -23,6 +24,7 @@ class Batch(NamedTuple):
     inputs: dict[str, Any]
     label: Any
     weight: Any
+    present: Any = None
 
 
 @lru_cache(maxsize=4)  # a batch touches two epochs at most; a second stream may run beside the first
@@ -81,7 +83,8 @@ def gather(dataset: Dataset, indices: np.ndarray) -> Batch:
     inputs = {name: as_input(dataset.inputs[name][indices]) for name in dataset.modalities}
     label_type = np.int32 if dataset.task.kind == "classification" else np.float32
     label = dataset.label[indices].astype(label_type, copy=False)
-    return Batch(inputs, label, np.ones(len(indices), np.float32))
+    present = None if dataset.present is None else dataset.present[indices]
+    return Batch(inputs, label, np.ones(len(indices), np.float32), present)
 
 
 def evaluation_batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from mmjax.data.arrays import MISSING_UNSUPPORTED, TaskChoice, array_problems, read_npz, stored_label
+from mmjax.data.arrays import OTHERS, TaskChoice, array_problems, read_npz, stored_label
 from mmjax.data.dataset import Task, TaskKind
 from mmjax.data.splitting import SPLIT_NAMES, split_codes, split_problems
-from mmjax.data.validation import absence_warnings, infer_task, label_problems, label_warnings
+from mmjax.data.validation import absence_warnings, infer_task, label_problems, label_warnings, present_problems
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Report:
 
     problems: what must be put right before the file loads; warnings: what loads, but may not be meant.
     counts: {split: examples of each class (or label)}, the key "all" where the file has no split of its own; empty
-    for regression. sizes: {split: examples}.
+    for regression. sizes: {split: examples}. missing: {modality: examples that lack it}, where the file has `present`.
 
     >>> Report("x.npz", (), None, 0, {}, {}, ("no label",), ()).ok
     False
@@ -55,6 +55,7 @@ class Report:
     counts: dict[str, tuple[int, ...]]
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
+    missing: dict[str, int] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -93,24 +94,26 @@ def describe(
         arrays, problems = read_npz(path)
     except ValueError as error:
         return Report(str(path), (), None, 0, {}, {}, (str(error),), ())
-    if "present" in arrays:
-        problems.append(MISSING_UNSUPPORTED)
-    label, split = arrays.get("label"), arrays.get("split")
-    inputs = {name: array for name, array in arrays.items() if name not in ("label", "split", "present")}
+    label, split, present = (arrays.get(name) for name in ("label", "split", "present"))
+    inputs = {name: array for name, array in arrays.items() if name not in OTHERS}
     if label is None:
         if not any(problem.startswith("label ") for problem in problems):
             problems.append("there is no array `label`")
         # modalities are still checked against one another: the first stands in for the missing labels' length
         count = next((len(array) for array in inputs.values() if array.ndim), 0)
         stand_in = np.zeros(count)
-        found = array_problems(inputs, stand_in, split, images=images)
+        found = array_problems(inputs, stand_in, split, present=present, images=images)
         problems += [problem for problem in found if not problem.startswith("label ")]
     else:
-        problems += array_problems(inputs, label, split, task=task, num_outputs=num_outputs, images=images)
+        problems += array_problems(
+            inputs, label, split, present=present, task=task, num_outputs=num_outputs, images=images
+        )
     shown = tuple(_array_report(name, array, images) for name, array in arrays.items())
+    missing = _missing(inputs, present)
+    inputs = _there(inputs, present)
     kind = None if label is None else infer_task(label) if task == "auto" else task
     if label is None or kind is None or label_problems(label, kind, num_outputs):
-        return Report(str(path), shown, kind, 0, {}, {}, tuple(problems), tuple(_input_warnings(inputs)))
+        return Report(str(path), shown, kind, 0, {}, {}, tuple(problems), tuple(_input_warnings(inputs)), missing)
     warnings = _input_warnings(inputs) + (label_warnings(label, kind) if task == "auto" else [])
     label = stored_label(label, kind)
     outputs = num_outputs or (int(label.max()) + 1 if kind == "classification" else label.shape[1])
@@ -126,6 +129,7 @@ def describe(
         {} if kind == "regression" else {name: _counts(part, meaning) for name, part in parts.items()},
         tuple(problems),
         tuple(warnings),
+        missing,
     )
 
 
@@ -149,7 +153,7 @@ def _array_report(name: str, array: np.ndarray, images: tuple[str, ...]) -> Arra
         finite = array[np.isfinite(array)] if array.dtype.kind == "f" else array
         if finite.size:
             low, high = float(finite.min()), float(finite.max())
-    role = name if name in ("label", "split", "present") else _kind(array, name in images)
+    role = name if name in OTHERS else _kind(array, name in images)
     return ArrayReport(name, role, array.shape, str(array.dtype), low, high)
 
 
@@ -158,6 +162,21 @@ def _kind(array: np.ndarray, named_image: bool) -> str:
     if array.ndim == 3:
         return "image" if named_image or array.dtype == np.uint8 else "sequence"
     return {2: "vector", 4: "image"}.get(array.ndim, "array")
+
+
+def _missing(inputs: dict[str, np.ndarray], present: np.ndarray | None) -> dict[str, int]:
+    """How many examples lack each modality; empty where `present` does not say so in the right form."""
+    if present is None or present_problems(present, inputs, len(present) if present.ndim else 0):
+        return {}
+    return {name: int((~present[:, i]).sum()) for i, name in enumerate(sorted(inputs))}
+
+
+def _there(inputs: dict[str, np.ndarray], present: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Inputs at the examples that have them, as far as `present` is of the right form."""
+    if present is None or not _missing(inputs, present):
+        return inputs
+    here = {name: present[:, i] for i, name in enumerate(sorted(inputs))}
+    return {name: x[here[name]] if x.shape[:1] == present.shape[:1] else x for name, x in inputs.items()}
 
 
 def _input_warnings(inputs: dict[str, np.ndarray]) -> list[str]:

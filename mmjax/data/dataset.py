@@ -31,8 +31,8 @@ class Task:
     kind: "classification" (labels int32 [N] in 0..num_outputs-1), "multilabel" (float32 [N, num_outputs] of 0 and 1)
     or "regression" (float32 [N, num_outputs]).
 
-    >>> Task("classification", num_outputs=2, label_names=("cat", "dog")).kind
-    'classification'
+    >>> Task("classification", 10).num_outputs
+    10
     """
 
     kind: TaskKind
@@ -44,11 +44,14 @@ class Task:
 class Dataset:
     """One split: `inputs` {modality: [N, ...]}, `label` [N] or [N, L], `task`, and device-side preprocessing.
 
+    present: bool [N, M], which examples have which modality, columns in the order of `modalities`; what an input holds
+    where it is absent is never looked at. None: everything is there (an array that says so becomes None).
     preprocess: {modality: pure function of a float32 batch [B, ...]}, run inside the compiled step (a spectrogram,
     a standardisation); a modality without an entry passes unchanged. Functions must be hashable and constant.
 
     Raises:
-      ValueError: no modality, arrays whose lengths differ, or preprocessing of a modality that is not there.
+      ValueError: no modality, arrays whose lengths differ, preprocessing of a modality that is not there, or `present`
+        of another shape or type.
         What is in the arrays (NaN, labels out of range) is the matter of `mmjax.data.validate`.
 
     >>> task = Task("classification", num_outputs=2)
@@ -61,6 +64,7 @@ class Dataset:
     label: np.ndarray
     task: Task
     preprocess: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    present: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not self.inputs:
@@ -74,6 +78,27 @@ class Dataset:
         unknown = sorted(set(self.preprocess) - set(self.inputs))
         if unknown:
             raise ValueError(f"preprocess names {unknown}, but the modalities are {list(self.modalities)}")
+        if self.present is None:
+            return
+        if self.present.shape != (len(self), len(self.modalities)) or self.present.dtype != bool:
+            raise ValueError(
+                f"present must be bool [{len(self)}, {len(self.modalities)}], an example a row and a column for each of "
+                f"{', '.join(self.modalities)}; got {self.present.dtype} {list(self.present.shape)}"
+            )
+        if self.present.all():
+            object.__setattr__(self, "present", None)  # so that training is what it is without the array, to the bit
+
+    def has(self, modality: str) -> np.ndarray:
+        """Return bool [N], the examples that have a modality.
+
+        >>> here = np.array([[True, True], [False, True]])
+        >>> task = Task("classification", 2)
+        >>> Dataset({"b": np.zeros((2, 1)), "a": np.zeros((2, 1))}, np.array([0, 1]), task, present=here).has("a").tolist()
+        [True, False]
+        """
+        if self.present is None:
+            return np.ones(len(self), bool)
+        return self.present[:, self.modalities.index(modality)]
 
     def __len__(self) -> int:
         return int(self.label.shape[0])

@@ -52,12 +52,9 @@ class Mfeat(DataConfig):
     digit of a row is its number // 200. Splits are drawn by class; features are standardised over training. Six digits
     stand in the published files twice; nothing is removed, so up to 6 test digits may also be in training.
 
-    >>> Mfeat(path="data/mfeat", modalities=("fou", "pix")).needs
-    "the six files of UCI 'Multiple Features', 5 MB (--data.path FOLDER)"
-    >>> Mfeat().load()
+    >>> Mfeat(path="no/such/folder", modalities=("fou", "kar")).load()  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
-        ...
-    ValueError: data.path is empty; name the folder that holds the six mfeat-* files
+    FileNotFoundError: ...
     """
 
     name: str = "mfeat"

@@ -47,6 +47,7 @@ import numpy as np
 from mmjax.config import DataConfig
 from mmjax.data.dataset import ArrayLike, Dataset, Splits, Task
 from mmjax.data.deepmap import DeepMap, random_map
+from mmjax.data.missing import with_missing
 from mmjax.data.splitting import SPLIT_NAMES
 from mmjax.data.validation import check_splits, chosen_modalities, name_problems, raise_problems, select
 
@@ -63,9 +64,9 @@ class Planted(DataConfig):
     A group of modalities is written "a+b". The modalities are all that `unique`, `redundant` and `synergistic` name;
     `unique={"c": 0.0}` adds one that says nothing.
 
-    >>> splits = Planted(unique={"a": 1.0, "b": 0.0}, redundant={}, synergistic={}, train_examples=100).load()
-    >>> splits.train.modalities, splits.train.inputs["a"].shape, splits.train.task.num_outputs
-    (('a', 'b'), (100, 8), 2)
+    >>> splits = Planted(unique={"a": 0.5, "b": 0.5}, redundant={}, synergistic={}, train_examples=200).load()
+    >>> splits.train.inputs["a"].shape, splits.train.task.num_outputs
+    ((200, 8), 4)
     """
 
     name: str = "planted"
@@ -87,8 +88,10 @@ class Planted(DataConfig):
     """Examples for validation."""
     test_examples: int = 2000
     """Examples for the test."""
+    missing: dict[str, float] = field(default_factory=dict)
+    """Probability that an example lacks this modality, below 1; 0 where not named. Never are all of them missing."""
     seed: int = 0
-    """Seed of the examples and of the random maps."""
+    """Seed of the examples, of the random maps and of what is missing."""
 
     needs: ClassVar[str] = "nothing: it is made up from a seed"
 
@@ -109,7 +112,7 @@ class Planted(DataConfig):
             return Dataset(inputs, label, task)
 
         splits = Splits(part(0), part(1), part(2))
-        return check_splits(select(splits, self.modalities))
+        return check_splits(with_missing(select(splits, self.modalities), self.missing, self.seed))
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,10 @@ def name_problems(name: str) -> list[str]:
     return []
 
 
-def input_problems(name: str, array: np.ndarray) -> list[str]:
+def input_problems(name: str, array: np.ndarray, here: np.ndarray | None = None) -> list[str]:
     """Return what is wrong with a modality's array [N, ...]: type, shape, or a value that float32 cannot hold.
+
+    here: bool [N], the examples that have the modality; None: all. What the others hold does not matter.
 
     >>> input_problems("audio", np.array([[0.0, 1.0], [np.nan, 1.0]]))
     ['audio holds nan at [1, 0]; every value must be a finite number']
@@ -43,7 +45,7 @@ def input_problems(name: str, array: np.ndarray) -> list[str]:
         return [f"{name} has shape {array.shape}; it must be [N, ...] with at least one axis after the examples"]
     if array.size == 0:
         return [f"{name} has shape {array.shape}: it is empty"]
-    index = first_unusable(array)
+    index = first_unusable(array, here)
     if index is None:
         return []
     value = array[index].item()
@@ -51,8 +53,8 @@ def input_problems(name: str, array: np.ndarray) -> list[str]:
     return [f"{name} holds {value!r} at {list(index)}; every value must be {wanted}"]
 
 
-def first_unusable(array: np.ndarray) -> tuple[int, ...] | None:
-    """Return the index of the first value that is NaN or infinite as a float32, or None.
+def first_unusable(array: np.ndarray, here: np.ndarray | None = None) -> tuple[int, ...] | None:
+    """Return the index of the first value that is NaN or infinite as a float32, or None; here: bool [N], rows to look at.
 
     >>> first_unusable(np.array([[1.0], [1e300]]))
     (1, 0)
@@ -62,6 +64,8 @@ def first_unusable(array: np.ndarray) -> tuple[int, ...] | None:
     for start in range(0, len(array), _ROWS):
         with np.errstate(over="ignore"):
             finite = np.isfinite(array[start : start + _ROWS].astype(np.float32, copy=False))
+        if here is not None:
+            finite[~here[start : start + _ROWS]] = True
         if not finite.all():
             row, *rest = (int(i) for i in np.unravel_index(int(finite.argmin()), finite.shape))
             return (start + row, *rest)
@@ -80,6 +84,48 @@ def length_problems(label: np.ndarray, arrays: Mapping[str, np.ndarray]) -> list
         for name, array in arrays.items()
         if array.shape[:1] != label.shape[:1]
     ]
+
+
+def present_problems(present: np.ndarray, names: Iterable[str], count: int) -> list[str]:
+    """Return what is wrong with `present`, which must be bool [count, M] with something in every row.
+
+    names: of the M modalities, whose sorted order is that of the columns.
+
+    >>> present_problems(np.array([[True, False], [False, False]]), ("image", "audio"), 2)
+    ['present: row 1 has no modality; leave such examples out']
+    """
+    names = sorted(names)
+    order = ", ".join(names)
+    if present.dtype != bool:
+        return [f"present has type {present.dtype}; it must be bool, a column for each of {order}"]
+    if present.shape != (count, len(names)):
+        return [
+            f"present has shape {present.shape}; expected ({count}, {len(names)}), an example a row and, in this order, "
+            f"a column for each of {order}"
+        ]
+    empty = np.flatnonzero(~present.any(axis=1))
+    if not empty.size:
+        return []
+    shown = ", ".join(str(i) for i in empty[:_SHOWN])
+    if empty.size == 1:
+        return [f"present: row {shown} has no modality; leave such examples out"]
+    more = f" and {empty.size - _SHOWN} more" if empty.size > _SHOWN else ""
+    return [f"present: rows {shown}{more} have no modality; leave such examples out"]
+
+
+def require_complete(splits: Splits, what: str) -> None:
+    """Raise ValueError if a modality is missing anywhere; `what` is the thing that needs them all.
+
+    >>> data = Dataset({"a": np.zeros((1, 1))}, np.array([0]), Task("classification", 2))
+    >>> require_complete(Splits(data, data, data), "a study")
+    """
+    for name in ("train", "validation", "test"):
+        present = getattr(splits, name).present
+        if present is not None:
+            raise ValueError(
+                f"{what} needs every modality of every example; {int((~present.all(axis=1)).sum())} examples of the "
+                f"{name} split lack one"
+            )
 
 
 def infer_task(label: np.ndarray) -> TaskKind | None:
@@ -222,7 +268,9 @@ def dataset_problems(dataset: Dataset) -> list[str]:
     for name in dataset.modalities:
         array = dataset.inputs[name]
         if isinstance(array, np.ndarray):
-            problems += input_problems(name, array)
+            problems += input_problems(name, array, None if dataset.present is None else dataset.has(name))
+    if dataset.present is not None:
+        problems += present_problems(dataset.present, dataset.modalities, len(dataset))
     problems += label_problems(dataset.label, dataset.task.kind, dataset.task.num_outputs)
     if dataset.task.kind != "classification" and dataset.label.ndim != 2:
         problems.append(f"label has shape {dataset.label.shape}; for {dataset.task.kind} it must be [N, L]")
@@ -263,7 +311,8 @@ def check_splits(splits: Splits) -> Splits:
     Warns (UserWarning) of classes that have no training example.
 
     Raises:
-      ValueError: an empty split, splits that differ in task, modalities or shapes, or what `validate` finds.
+      ValueError: an empty split, splits that differ in task, modalities or shapes, a modality that no training example
+        has, or what `validate` finds.
 
     >>> data = Dataset({"a": np.zeros((2, 1))}, np.array([0, 1]), Task("classification", 2))
     >>> check_splits(Splits(data, data, data)).test is data
@@ -288,6 +337,9 @@ def check_splits(splits: Splits) -> Splits:
         validate(dataset, f"{name} split")
     for warning in absence_warnings(splits.train.label, splits.train.task):
         warnings.warn(warning, UserWarning, stacklevel=2)
+    for modality in splits.train.modalities:
+        if not splits.train.has(modality).any():
+            raise ValueError(f"no training example has {modality}: leave it out (data.modalities)")
     return splits
 
 
@@ -330,6 +382,7 @@ def select(splits: Splits, wanted: Iterable[str]) -> Splits:
     def only(dataset: Dataset) -> Dataset:
         inputs: dict[str, Any] = {name: dataset.inputs[name] for name in names}
         preprocess = {name: f for name, f in dataset.preprocess.items() if name in names}
-        return Dataset(inputs, dataset.label, dataset.task, preprocess)
+        present = None if dataset.present is None else np.stack([dataset.has(name) for name in names], axis=1)
+        return Dataset(inputs, dataset.label, dataset.task, preprocess, present)
 
     return Splits(only(splits.train), only(splits.validation), only(splits.test))

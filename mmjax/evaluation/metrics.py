@@ -49,11 +49,14 @@ def probabilities(task: Task, logits: np.ndarray) -> np.ndarray:
     return logits
 
 
-def late_fusion(task: Task, logits: Mapping[str, np.ndarray]) -> np.ndarray:
+def late_fusion(
+    task: Task, logits: Mapping[str, np.ndarray], here: Mapping[str, np.ndarray] | None = None
+) -> np.ndarray:
     """Return the prediction of the averaged uni-modal experts, [N, C] float64; no training is involved.
 
     logits: {modality: [N, C]}, of one model's heads or of models trained apart. An entry "fusion" is left out, so that
-    the logits of a whole model can be given as they are.
+    the logits of a whole model can be given as they are. here: {modality: bool [N]}, the examples that have it, at least
+    one modality each; the mean then runs over what an example has. None: all have all.
 
     classification: mean over modalities of log softmax, renormalised: log-probabilities, so also logits (the normalised
     geometric mean of the experts' probabilities); multilabel: the same for each label's Bernoulli, which is the mean of
@@ -73,9 +76,38 @@ def late_fusion(task: Task, logits: Mapping[str, np.ndarray]) -> np.ndarray:
     shapes = {m: x.shape for m, x in experts.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"logits of all modalities must have one shape [N, C]; got {shapes}")
-    if task.kind != "classification":
-        return np.mean(list(experts.values()), axis=0)
-    return _log_softmax(np.mean([_log_softmax(x) for x in experts.values()], axis=0))
+    classes = task.kind == "classification"
+    said = np.stack([_log_softmax(x) if classes else x for x in experts.values()])
+    if here is None:
+        mean = np.mean(said, axis=0)
+    else:
+        there = np.stack([here[m] for m in experts])[..., None]
+        mean = np.sum(np.where(there, said, 0), axis=0) / np.sum(there, axis=0)
+    return _log_softmax(mean) if classes else mean
+
+
+def expert_metrics(
+    task: Task,
+    experts: Mapping[str, np.ndarray],
+    label: np.ndarray,
+    here: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, float]:
+    """Return {"fusion/accuracy": ..., "image/nll": ..., ...}: `task_metrics` of every expert.
+
+    experts: {name: logits [N, C]}. here: {modality: bool [N]}: a modality's expert is measured on the examples that have
+    it, and left out where none does; other experts on all. None: all have all.
+
+    >>> task, logits = Task("classification", 2), np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> measured = expert_metrics(task, {"a": logits}, np.array([0, 0]), {"a": np.array([True, False])})
+    >>> measured["a/accuracy"]
+    1.0
+    """
+    told: dict[str, float] = {}
+    for name, logits in experts.items():
+        rows = slice(None) if here is None or name not in here else here[name]
+        if len(label[rows]):
+            told |= {f"{name}/{metric}": x for metric, x in task_metrics(task, logits[rows], label[rows]).items()}
+    return told
 
 
 def task_metrics(task: Task, logits: np.ndarray, label: np.ndarray) -> dict[str, float]:

@@ -21,6 +21,7 @@ from mmjax.models.encoders import (
     ViT,
     ViTConfig,
 )
+from mmjax.models.experts import ExpertModel, ExpertOutputs, ExpertsConfig, JointEncoder, product_of_experts
 from mmjax.models.fusion import (
     FUSIONS,
     BottleneckConfig,
@@ -42,6 +43,8 @@ from mmjax.models.fusion import (
     LowRankTensorFusion,
     MultiplicativeConfig,
     MultiplicativeFusion,
+    ProductConfig,
+    ProductFusion,
     SumConfig,
     SumFusion,
     TensorConfig,
@@ -71,6 +74,9 @@ __all__ = [
     "Dropout",
     "EvidentialConfig",
     "EvidentialFusion",
+    "ExpertModel",
+    "ExpertOutputs",
+    "ExpertsConfig",
     "FiLMConfig",
     "FiLMFusion",
     "GRUConfig",
@@ -80,6 +86,7 @@ __all__ = [
     "HeadOutput",
     "Identity",
     "IdentityConfig",
+    "JointEncoder",
     "LastLayer",
     "LateConfig",
     "LateFusion",
@@ -94,6 +101,8 @@ __all__ = [
     "NnxEncoder",
     "Norm",
     "Outputs",
+    "ProductConfig",
+    "ProductFusion",
     "PureEncoder",
     "PytreeEncoder",
     "ResNet18",
@@ -110,4 +119,5 @@ __all__ = [
     "ViTConfig",
     "build_model",
     "parameter_groups",
+    "product_of_experts",
 ]

@@ -15,7 +15,7 @@ from jax import Array
 
 from mmjax.config import MethodConfig, MethodContext
 from mmjax.method import Forward, Objectives
-from mmjax.objectives import FUSION
+from mmjax.objectives import FUSION, objective_of
 from mmjax.optim.gradients import check_like_params, count_objectives, weighted_sum
 from mmjax.optim.options import check_active, check_at_least, check_num_objectives, check_positive
 from mmjax.optim.promises import Promise
@@ -81,8 +81,10 @@ def sampled_shares(
     return shares
 
 
-def leads(losses: Array) -> Array:
+def leads(losses: Array, active: Array | None = None) -> Array:
     """Return r [M] = exp(M/(M−1) (mean_j c_j − c_m)) of losses c [M], the exponent clipped to ±10; 1 for one modality.
+
+    active: bool [M], the modalities that are there: M counts them, the mean runs over them, and the others have r = 1.
 
     >>> [round(float(r), 4) for r in leads(jnp.array([1.0, 1.0, 4.0]))]
     [4.4817, 4.4817, 0.0498]
@@ -90,20 +92,28 @@ def leads(losses: Array) -> Array:
     (count,) = losses.shape
     if count == 1:
         return jnp.ones(1)
-    exponents = count / (count - 1) * (jnp.mean(losses) - losses)
-    return jnp.exp(jnp.clip(exponents, -LARGEST_EXPONENT, LARGEST_EXPONENT))
+    if active is None:
+        exponents = count / (count - 1) * (jnp.mean(losses) - losses)
+        return jnp.exp(jnp.clip(exponents, -LARGEST_EXPONENT, LARGEST_EXPONENT))
+    there = jnp.sum(active).astype(losses.dtype)
+    mean = jnp.sum(jnp.where(active, losses, 0)) / jnp.maximum(there, 1)
+    exponents = there / jnp.maximum(there - 1, 1) * (mean - losses)
+    return jnp.where(active, jnp.exp(jnp.clip(exponents, -LARGEST_EXPONENT, LARGEST_EXPONENT)), 1.0)
 
 
-def modulation(losses: Array, reference: Array, alpha: float) -> Array:
+def modulation(losses: Array, reference: Array, alpha: float, active: Array | None = None) -> Array:
     """Return κ [M] = exp(α (r̂_m − r_m)), clipped to e^±10: r from `losses` [M], r̂ from their running means.
 
-    A modality further ahead than usual (r above r̂) is slowed down, κ < 1. Losses that are not finite give 1.
+    A modality further ahead than usual (r above r̂) is slowed down, κ < 1. Losses that are not finite give 1. active: bool
+    [M], the modalities that are there; the others have no say, and κ = 1.
 
     >>> modulation(jnp.array([1.0, 2.0]), jnp.array([1.5, 1.5]), 1.0).tolist()  # the first is ahead
     [0.17937..., 1.88...]
     """
-    kappa = jnp.exp(jnp.clip(alpha * (leads(reference) - leads(losses)), -LARGEST_EXPONENT, LARGEST_EXPONENT))
-    return jnp.where(jnp.all(jnp.isfinite(losses)), kappa, 1.0)
+    behind = alpha * (leads(reference, active) - leads(losses, active))
+    kappa = jnp.exp(jnp.clip(behind, -LARGEST_EXPONENT, LARGEST_EXPONENT))
+    finite = jnp.isfinite(losses) if active is None else jnp.isfinite(losses) | ~active
+    return jnp.where(jnp.all(finite), kappa, 1.0)
 
 
 class AgmState(NamedTuple):
@@ -153,10 +163,13 @@ def agm_objectives(forward: Forward, alpha: float = 1.0, permutations: int = 4) 
     ([0.127, 1.313], [1.0, 1.0])
     """
     features, whole = forward.outputs.features, forward.outputs.logits
-    modalities = sorted(features)
+    modalities = sorted({objective_of(name) for name in features})
+    if not forward.outputs.unimodal_logits:  # nobody to modulate
+        nothing = jnp.zeros(0, jnp.float32)
+        return Objectives({FUSION: forward.loss(whole)}, {"shapley_losses": nothing, "kappa": nothing})
 
     def worth(present: Mapping[str, Any]) -> Array:
-        absent = {m: jnp.where(present[m], z, jnp.zeros_like(z)) for m, z in features.items()}
+        absent = {name: jnp.where(present[objective_of(name)], z, jnp.zeros_like(z)) for name, z in features.items()}
         return forward.decide(absent).logits
 
     def of_coalition(coalition: frozenset[str]) -> Array:
@@ -166,15 +179,17 @@ def agm_objectives(forward: Forward, alpha: float = 1.0, permutations: int = 4) 
         shares = shapley_shares(of_coalition, modalities)
     else:
         shares = sampled_shares(worth, whole, modalities, forward.key, permutations)
-    of_share = jnp.stack([forward.loss(shares[m]) for m in modalities])
+    of_share = jnp.stack([forward.loss(shares[m], m) for m in modalities])
     losses = forward.mean_over_devices(jax.lax.stop_gradient(of_share)).astype(jnp.float32)
     state, count = forward.state, len(modalities)
-    kappa = modulation(losses, state.losses[:count], alpha)
-    kappa = jnp.where(jnp.all(state.seen[:count] > 0), kappa, 1.0)
+    active = None if forward.active is None else forward.active[1:]
+    kappa = modulation(losses, state.losses[:count], alpha, active)
+    seen = state.seen[:count] > 0
+    kappa = jnp.where(jnp.all(seen if active is None else seen | ~active), kappa, 1.0)
     scaled = sum(kappa[i].astype(whole.dtype) * shares[m] for i, m in enumerate(modalities))
     # The value of the logits, and the derivative of the scaled shares.
     logits = jax.lax.stop_gradient(whole) + scaled - jax.lax.stop_gradient(scaled)
-    probes = {m: forward.loss(logits) for m, logits in forward.outputs.unimodal_logits.items()}
+    probes = {m: forward.loss(logits, m) for m, logits in forward.outputs.unimodal_logits.items()}
     return Objectives({FUSION: forward.loss(logits)} | probes, {"shapley_losses": losses, "kappa": kappa})
 
 
@@ -258,13 +273,8 @@ def _of_modalities(name: str, given: Any, k: int) -> Array:
 class AgmConfig(MethodConfig):
     """Joint training that scales each modality's share of the logits by how far ahead it is.
 
-    >>> config = AgmConfig(alpha=2.5)
-    >>> config.probe_heads, config.backward_passes  # the uni-modal heads measure, and do not steer
-    (True, '1, and 2^M − 1 of the fusion head')
-    >>> AgmConfig(alpha=0.0).validate()
-    Traceback (most recent call last):
-        ...
-    ValueError: method.alpha must be a finite number > 0, got 0.0
+    >>> AgmConfig().name
+    'agm'
     """
 
     name: str = "agm"

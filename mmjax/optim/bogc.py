@@ -18,7 +18,7 @@ from mmjax.bayes.evidence import Normalizer, calibrate, mean_where, precision_ev
 from mmjax.bayes.moments import Estimator, Given, Gradients, Setting, as_rows, ema_rate, put_rows, take_rows
 from mmjax.config import Layout, MethodConfig, MethodContext
 from mmjax.method import Refresh
-from mmjax.objectives import LeafGradients, ObjectiveGrads, objective_names
+from mmjax.objectives import LeafGradients, ObjectiveGrads, modality_of, objective_names
 from mmjax.optim.gradients import check_like_params, count_objectives
 from mmjax.optim.options import check_active, check_num_objectives, check_positive
 from mmjax.optim.promises import Promise
@@ -43,10 +43,10 @@ class BogcState(NamedTuple):
     running E[g²], a tree of [K, ...] like the parameters or {modality: [K, *features]}; diagnostics: {name: scalar} of the
     last step (see `bogc`).
 
-    >>> params = {"w": jnp.zeros(2)}
-    >>> state = bogc("ema", level="parameters", num_objectives=2).init(params)  # `update` returns another such state
-    >>> int(state.count), state.seen.tolist(), state.weights.shape, state.squares["w"].shape
-    (0, [0, 0], (2,), (2, 2))
+    >>> tx, params = bogc("ema", level="parameters", num_objectives=2), {"w": jnp.zeros(2)}
+    >>> _, state = tx.update({"w": jnp.ones((2, 2))}, tx.init(params), params)
+    >>> int(state.count), state.weights.tolist(), sorted(state.diagnostics)[0]
+    (1, [1.0, 1.0], 'bogc/evidence/w/0')
     """
 
     count: Array  # type: ignore[assignment]  # hides tuple.count, as in Optax's own states
@@ -101,8 +101,10 @@ def bogc(
     num_examples: size of the training set (laplace). layout: sizes of features and last layers (level features, laplace).
     num_objectives: K, where no layout tells it.
 
-    Extra arguments of update: `active` bool[K]; `touching` for stacked gradients; for laplace `last_layer`, `key`, and
-    `labels` or `logit_loss` (logits -> scalar, the loss with its smoothing and weights); `refresh`, a bool scalar: take the
+    Extra arguments of update: `active` bool[K]; `touching` for stacked gradients; `present` bool [B, M], columns by sorted
+    modality: at the features an example has an opinion only on the modalities that it has; for laplace `last_layer`,
+    `key`, and `labels` or `logit_loss` (logits -> scalar, the loss with its smoothing and weights, or
+    {objective: such a function} where they differ); `refresh`, a bool scalar: take the
     posterior anew from this batch. Under vmap keep `refresh` out of the mapped arguments, or every step pays for one.
 
     The state's `diagnostics` tell for each layer (a modality's features; a module's parameters) the mean evidence and mean
@@ -164,6 +166,7 @@ def bogc(
         *,
         touching: PyTree = None,
         active: Any = None,
+        present: Any = None,
         last_layer: Any = None,
         labels: Any = None,
         logit_loss: Any = None,
@@ -181,30 +184,34 @@ def bogc(
         here = jnp.ones(k, bool) if flags is None else flags
         located = _at_features(grads, layout, here) if level == "features" else _at_parameters(grads, k, touching)
         gradients = located.gradients
-        given = Given(here, state.count, last_layer, logit_loss, labels, key, refresh)
+        there = {} if present is None else {name: present[:, i] for i, name in enumerate(names[1:])}
+        given = Given(here, state.count, last_layer, logit_loss, labels, key, refresh, there)
         estimates, own = estimator.estimate(setting, gradients, state.moments, given)
 
         seen = state.seen + here.astype(jnp.int32)
         rate = ema_rate(SQUARES_DECAY, seen)
         old, structure = jax.tree.flatten(state.squares)
         squares, combined, accounts = [], [], []
-        for ids, estimate, before in zip(gradients.objectives, estimates, old, strict=True):
-            present = take_rows(here, ids)
-            mean = jnp.where(as_rows(present, estimate.mean), estimate.mean, 0)
+        for leaf, (ids, estimate, before) in enumerate(zip(gradients.objectives, estimates, old, strict=True)):
+            held = take_rows(here, ids)
+            mean = jnp.where(as_rows(held, estimate.mean), estimate.mean, 0)
             square = gradients.over_examples(mean**2)
             s = take_rows(before, ids)
-            s = jnp.where(as_rows(present, s), s + as_rows(take_rows(rate, ids), s) * (square - s), s)
+            s = jnp.where(as_rows(held, s), s + as_rows(take_rows(rate, ids), s) * (square - s), s)
             squares.append(put_rows(before, ids, s))
-            live = (s > 0) & as_rows(present, s)
+            live = (s > 0) & as_rows(held, s)
             variance = estimate.variance / _mean_squares(s, live, estimate.variance) if relative else estimate.variance
             if gradients.examples:
                 live = live[:, None]
+                modality = modality_of(sorted(state.squares)[leaf])
+                if modality in there:  # a leaf is a modality's features
+                    live = live & as_rows(there[modality], mean[0])
             axis = gradients.axis_name
             evidence = precision_evidence(
                 variance, live, normalizer=normalizer, temperature=temperature, axis_name=axis
             )
-            weights, boldness = calibrate(evidence, live, present, conservatism=conservatism, axis_name=axis)
-            weights = weights * jnp.sum(present)
+            weights, boldness = calibrate(evidence, live, held, conservatism=conservatism, axis_name=axis)
+            weights = weights * jnp.sum(held)
             combined.append(jnp.sum(weights * mean, axis=0) * boldness)
             accounts.append(_account(ids, evidence, live, weights, boldness, s.size // len(ids), axis))
         told = _told(state.squares, names, estimator.diagnostics(own), accounts)
@@ -230,7 +237,9 @@ def bogc_survey(estimator: Estimator, every: int, *, num_examples: int, layout: 
     return Refresh(
         every=every,
         start=lambda state: survey.start(setting),
-        add=lambda carry, outputs, label, weight: survey.add(carry, outputs.last_layer, weight),
+        add=lambda carry, outputs, label, weight: survey.add(
+            carry, outputs.last_layer, {name: outputs.weight_of(name, weight) for name in outputs.last_layer}
+        ),
         finish=lambda carry, state: state._replace(moments=survey.finish(setting, carry, state.moments)),
     )
 
@@ -424,12 +433,8 @@ def _mean(values: Sequence[tuple[Array, int]]) -> Array:
 class BogcConfig(MethodConfig):
     """Every entry of each gradient weighs by its evidence: certain ones more, uncertain ones less.
 
-    >>> BogcConfig(moments="ema", level="parameters", decay=0.95).conservatism
-    True
-    >>> BogcConfig(moments="laplace", level="parameters").validate()
-    Traceback (most recent call last):
-        ...
-    ValueError: method.moments='laplace' has no level='parameters': take level='features'
+    >>> BogcConfig(moments="ema", level="parameters").moments
+    'ema'
     """
 
     name: str = "bogc"

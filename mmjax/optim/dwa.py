@@ -93,12 +93,8 @@ def dwa(
 class DwaConfig(MethodConfig):
     """The loss that has fallen least over the last two epochs gets the most weight.
 
-    >>> DwaConfig(window=100).temperature
-    2.0
-    >>> DwaConfig(window=0).validate()
-    Traceback (most recent call last):
-        ...
-    ValueError: method.window must be a finite number >= 1, got 0
+    >>> DwaConfig().name
+    'dwa'
     """
 
     name: str = "dwa"

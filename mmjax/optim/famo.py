@@ -95,12 +95,8 @@ def famo(
 class FamoConfig(MethodConfig):
     """All losses are to fall at one rate: the weights are learned from how fast each fell.
 
-    >>> FamoConfig(learning_rate=0.01, scale="sum").decay
-    0.001
-    >>> FamoConfig(decay=-1.0).validate()
-    Traceback (most recent call last):
-        ...
-    ValueError: method.decay must be a finite number >= 0, got -1.0
+    >>> FamoConfig().name
+    'famo'
     """
 
     name: str = "famo"

@@ -49,11 +49,22 @@ def geometry_of(grads: ObjectiveGrads | PyTree, touching: PyTree | None = None) 
     return Geometry(jnp.stack(norms), jnp.stack([jnp.stack([jnp.float32(c) for c in row]) for row in cosines]))
 
 
-def gradient_geometry(grads: ObjectiveGrads | PyTree, names: Sequence[str] | None = None) -> dict[str, Array]:
+def without_inactive(geometry: Geometry, active: Array | None) -> Geometry:
+    """Return a geometry with NaN wherever an objective is not active; active: bool [K], or None: all are."""
+    if active is None:
+        return geometry
+    both = active[:, None] & active[None, :]
+    return Geometry(jnp.where(active, geometry.norms, jnp.nan), jnp.where(both, geometry.cosines, jnp.nan))
+
+
+def gradient_geometry(
+    grads: ObjectiveGrads | PyTree, names: Sequence[str] | None = None, *, active: Array | None = None
+) -> dict[str, Array]:
     """Return `geometry_of(grads)` by name: {"norm/a": ‖∇L_a‖, ..., "cosine/a/b": cos(∇L_a, ∇L_b), ...}.
 
     names: of the objectives of a stacked tree, every one of which reaches every parameter; lazy gradients know theirs.
-    A pair that meets in no parameter has no entry. Names in objective order, "fusion" first.
+    A pair that meets in no parameter has no entry. Names in objective order, "fusion" first. active: bool [K]; NaN for
+    what is not.
 
     >>> import mmjax
     >>> def losses_fn(params):
@@ -62,7 +73,7 @@ def gradient_geometry(grads: ObjectiveGrads | PyTree, names: Sequence[str] | Non
     >>> {k: round(float(v), 3) for k, v in gradient_geometry(grads).items()}
     {'norm/fusion': 4.472, 'norm/m': 2.0, 'cosine/fusion/m': -1.0}
     """
-    norms, cosines = geometry_of(grads)
+    norms, cosines = without_inactive(geometry_of(grads), active)
     if isinstance(grads, ObjectiveGrads):
         names = grads.names
         reach = [dict.fromkeys(np.flatnonzero(leaf).tolist()) for leaf in jax.tree.leaves(grads.touching)]

@@ -150,12 +150,12 @@ def _matrix(entries: dict[tuple[int, int], Array], k: int) -> Array:
 class GramState(NamedTuple):
     """State of a Gram-based method: the weights that it used last.
 
+    >>> import jax.numpy as jnp
     >>> from mmjax.optim import mgda
-    >>> combiner = mgda()
-    >>> params = {"w": jnp.zeros(2)}
-    >>> grads = {"w": jnp.array([[1.0, 0.0], [0.0, 1.0]])}
-    >>> _, state = combiner.update(grads, combiner.init(params), params)
-    >>> [round(float(w), 3) for w in state.weights]
+    >>> tx, params = mgda(), {"w": jnp.zeros(2)}
+    >>> grads = {"w": jnp.eye(2)}
+    >>> _, state = tx.update(grads, tx.init(params), params, values=jnp.array([0.5, 0.25]))
+    >>> state.weights.tolist()
     [0.5, 0.5]
     """
 

@@ -95,12 +95,8 @@ def imtl_g(
 class ImtlGConfig(MeanGramConfig):
     """The combination on which all gradients have equal projections.
 
-    >>> ImtlGConfig(negative="mean").scope
-    'shared'
-    >>> ImtlGConfig(negative="drop").validate()
-    Traceback (most recent call last):
-        ...
-    ValueError: method.negative must be one of keep, mean; got 'drop'
+    >>> ImtlGConfig(negative="mean").negative
+    'mean'
     """
 
     name: str = "imtl_g"

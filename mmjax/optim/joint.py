@@ -21,11 +21,13 @@ from mmjax.optim.record import WeightRecord, empty_record, recorded
 class JointState(NamedTuple):
     """State of `joint`.
 
-    >>> combiner = joint()
-    >>> params = {"w": jnp.zeros(2)}
-    >>> _, state = combiner.update({"w": jnp.ones((3, 2))}, combiner.init(params), params)
+    >>> import jax.numpy as jnp
+    >>> from mmjax.optim import joint
+    >>> tx, params = joint(), {"w": jnp.zeros(2)}
+    >>> grads = {"w": jnp.eye(2)}
+    >>> _, state = tx.update(grads, tx.init(params), params, values=jnp.array([0.5, 0.25]))
     >>> state.weights.tolist()
-    [1.0, 0.0, 0.0]
+    [1.0, 0.0]
     """
 
     record: WeightRecord
@@ -94,8 +96,8 @@ def joint(*, num_objectives: int | None = None) -> optax.GradientTransformationE
 class JointConfig(MethodConfig):
     """The fusion loss alone; the uni-modal heads are probes on stop_gradient(features).
 
-    >>> JointConfig().probe_heads, JointConfig().backward_passes
-    (True, '1')
+    >>> JointConfig().probe_heads
+    True
     """
 
     name: str = "joint"

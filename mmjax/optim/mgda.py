@@ -66,8 +66,8 @@ def mgda(
 class MgdaConfig(MeanGramConfig):
     """The shortest convex combination of the gradients: no objective gets worse.
 
-    >>> MgdaConfig(scale="sum").backward_passes, Promise.NON_CONFLICTING in MgdaConfig.promises
-    ('2 (features: 1)', True)
+    >>> MgdaConfig(level="features").level
+    'features'
     """
 
     name: str = "mgda"

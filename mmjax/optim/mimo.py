@@ -62,13 +62,13 @@ def mimo_weights(values: Array, penalty: float | Array, smoothing: float | Array
 class MimoState(NamedTuple):
     """State of `mimo`: the step count (int32 scalar; schedules run on it) and the last weights.
 
-    In a chain the combiner's state stands first:
-
-    >>> tx = optax.chain(mimo(penalty=2.0), optax.sgd(0.1))
-    >>> params = {"w": jnp.zeros(1)}
-    >>> _, state = tx.update({"w": jnp.ones((3, 1))}, tx.init(params), params, values=jnp.array([0.5, 0.7, 0.7]))
-    >>> state[0].weights.tolist(), int(state[0].count)
-    ([1.0, 1.0, 1.0], 1)
+    >>> import jax.numpy as jnp
+    >>> from mmjax.optim import mimo
+    >>> tx, params = mimo(penalty=2.0), {"w": jnp.zeros(2)}
+    >>> grads = {"w": jnp.eye(2)}
+    >>> _, state = tx.update(grads, tx.init(params), params, values=jnp.array([0.5, 0.25]))
+    >>> state.weights.tolist()
+    [1.0, 2.0]
     """
 
     count: Array  # type: ignore[assignment]  # hides tuple.count, as in Optax's own states
@@ -141,12 +141,8 @@ def mimo(
 class MimoConfig(MethodConfig):
     """The fusion loss plus a smoothed penalty on the worst uni-modal loss.
 
-    >>> MimoConfig(penalty=1.0, smoothing=0.2).reading
-    'our reading'
-    >>> MimoConfig(smoothing=0.0).validate()
-    Traceback (most recent call last):
-        ...
-    ValueError: method.smoothing must be a finite number > 0, got 0.0
+    >>> MimoConfig(penalty=2.0).penalty
+    2.0
     """
 
     name: str = "mimo"

@@ -12,7 +12,7 @@ import optax
 from jax import Array
 
 from mmjax.config import MethodConfig, MethodContext
-from mmjax.objectives import FUSION, ObjectiveGrads
+from mmjax.objectives import FUSION, ObjectiveGrads, objective_of
 from mmjax.optim.gradients import check_like_params, count_objectives
 from mmjax.optim.gramian import GramState, inner_products
 from mmjax.optim.options import check_active, check_choice, check_num_objectives, check_positive
@@ -168,11 +168,15 @@ def _encoders(rows: GradientRows, groups: Any) -> Mapping[int, list[int]]:
     k = rows.num_objectives
     if k == 1:
         return {}
+    found: dict[int, list[int]] = {}
     if rows.modalities:  # at the features
         index = {name: i for i, name in enumerate(rows.names or ())}
-        return {index[m]: [leaf] for leaf, m in enumerate(rows.modalities) if m in index and m != FUSION}
+        for leaf, features in enumerate(rows.modalities):
+            m = objective_of(features)
+            if m in index and m != FUSION:
+                found.setdefault(index[m], []).append(leaf)
+        return found
     if groups is None:
-        found: dict[int, list[int]] = {}
         for leaf, gradients in enumerate(rows.leaves):
             if len(gradients) == 2 and 0 in gradients:
                 found.setdefault(max(gradients), []).append(leaf)
@@ -199,12 +203,8 @@ def _encoders(rows: GradientRows, groups: Any) -> Mapping[int, list[int]]:
 class MMParetoConfig(MethodConfig):
     """In each encoder, the fusion's and the modality's gradient without conflict, the step size restored.
 
-    >>> MMParetoConfig(gamma=1.0, max_scale=4.0).level
-    'parameters'
-    >>> MMParetoConfig(level="feature").validate()
-    Traceback (most recent call last):
-        ...
-    ValueError: method.level must be one of parameters, features; got 'feature' (did you mean features?)
+    >>> MMParetoConfig(gamma=1.2).gamma
+    1.2
     """
 
     name: str = "mmpareto"

@@ -91,12 +91,8 @@ def pcgrad(
 class PcgradConfig(GramConfig):
     """Each gradient projected off those that it conflicts with, in random order; then the sum.
 
-    >>> PcgradConfig(scope="all").backward_passes
-    '2 (features: 1)'
-    >>> PcgradConfig(scope="none").validate()
-    Traceback (most recent call last):
-        ...
-    ValueError: method.scope must be one of shared, all; got 'none'
+    >>> PcgradConfig().kind
+    'gradient'
     """
 
     name: str = "pcgrad"

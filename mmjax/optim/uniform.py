@@ -19,12 +19,13 @@ from mmjax.optim.record import WeightRecord, empty_record, recorded
 class UniformState(NamedTuple):
     """State of `uniform`.
 
-    >>> combiner = uniform()
-    >>> params = {"w": jnp.zeros(2)}
-    >>> grads, active = {"w": jnp.ones((3, 2))}, jnp.array([True, True, False])
-    >>> _, state = combiner.update(grads, combiner.init(params), params, active=active)
+    >>> import jax.numpy as jnp
+    >>> from mmjax.optim import uniform
+    >>> tx, params = uniform(), {"w": jnp.zeros(2)}
+    >>> grads = {"w": jnp.eye(2)}
+    >>> _, state = tx.update(grads, tx.init(params), params, values=jnp.array([0.5, 0.25]))
     >>> state.weights.tolist()
-    [1.0, 1.0, 0.0]
+    [1.0, 1.0]
     """
 
     record: WeightRecord
@@ -75,8 +76,8 @@ def uniform(*, num_objectives: int | None = None) -> optax.GradientTransformatio
 class UniformConfig(MethodConfig):
     """Plain sum of the fusion loss and every uni-modal loss: the control.
 
-    >>> UniformConfig().name, UniformConfig().backward_passes
-    ('uniform', '1')
+    >>> UniformConfig().backward_passes
+    '1'
     """
 
     name: str = "uniform"

@@ -82,8 +82,8 @@ def upgrad(
 class UpgradConfig(MeanGramConfig):
     """The mean of the gradients, each projected so that no objective gets worse.
 
-    >>> UpgradConfig(level="features").scale, Promise.STATIONARY in UpgradConfig.promises
-    ('mean', True)
+    >>> UpgradConfig(scope="all").scope
+    'all'
     """
 
     name: str = "upgrad"

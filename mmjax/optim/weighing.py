@@ -39,12 +39,13 @@ Weigh = Callable[[PyTree, Observed], tuple[Array, PyTree]]
 class WeighingState(NamedTuple):
     """State of a weighing method. memory: what it remembers, one entry an objective in front, scalars apart.
 
-    >>> from mmjax.optim import uncertainty
-    >>> combiner = uncertainty(learning_rate=0.1, num_objectives=2)
-    >>> params = {"w": jnp.zeros(1)}
-    >>> _, state = combiner.update({"w": jnp.ones((2, 1))}, combiner.init(params), params, values=jnp.array([0.5, 2.0]))
-    >>> state.weights.tolist(), [round(float(s), 3) for s in state.memory.log_variance]
-    ([0.5, 0.5], [-0.1, 0.1])
+    >>> import jax.numpy as jnp
+    >>> from mmjax.optim import stch
+    >>> tx, params = stch(smoothing=1.0), {"w": jnp.zeros(2)}
+    >>> grads = {"w": jnp.eye(2)}
+    >>> _, state = tx.update(grads, tx.init(params), params, values=jnp.array([0.5, 0.25]))
+    >>> round(float(state.weights.sum()), 5)
+    1.0
     """
 
     memory: PyTree

@@ -2,7 +2,15 @@
 
 from mmjax.report.calibration import calibration, has_calibration, save_calibration
 from mmjax.report.events import EventsObserver, events_observer
-from mmjax.report.missing import filled_grid, rounds_plot, rounds_table, save_missing
+from mmjax.report.missing import (
+    filled_grid,
+    patterns_plot,
+    patterns_table,
+    rounds_plot,
+    rounds_table,
+    save_missing,
+    save_patterns,
+)
 from mmjax.report.plots import curves, save_curves
 from mmjax.report.progress import ProgressObserver
 from mmjax.report.sweep_plots import heat_map, save_heat_map, save_sweep_curves, sweep_curves
@@ -20,6 +28,8 @@ __all__ = [
     "filled_grid",
     "has_calibration",
     "heat_map",
+    "patterns_plot",
+    "patterns_table",
     "print_results",
     "results_table",
     "rounds_plot",
@@ -28,6 +38,7 @@ __all__ = [
     "save_curves",
     "save_heat_map",
     "save_missing",
+    "save_patterns",
     "save_sweep_curves",
     "sweep_curves",
     "sweep_table",

@@ -1,4 +1,4 @@
-"""A generative run with modalities missing, for people: scores by rounds as table and plot, what it fills in as images."""
+"""A run with modalities missing, for people: scores by pattern, and of a generative one by rounds and what it fills in."""
 
 from __future__ import annotations
 
@@ -6,25 +6,109 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
+from rich.text import Text
 
 from mmjax.data import Dataset, Task, gather
 from mmjax.evaluation.metrics import score_name
 from mmjax.objectives import FUSION
-from mmjax.report.labels import PERCENTAGES, metric_title, written
-from mmjax.train.missing import ROUNDS, fill_in, scores_by_rounds
+from mmjax.report.labels import COLUMNS, PERCENTAGES, metric_title, written
+from mmjax.train.missing import ROUNDS, PatternScore, fill_in, scores_by_pattern, scores_by_rounds
+from mmjax.train.predictor import LATE_FUSION
 from mmjax.train.run import Run
 from mmjax.train.step import prepare
 
-ROUNDS_PICTURE, FILLED_PICTURE = "rounds.png", "filled_in.png"
+PATTERNS_PICTURE, ROUNDS_PICTURE, FILLED_PICTURE = "missing.png", "rounds.png", "filled_in.png"
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 
 def _title(name: str) -> str:
     return "all modalities" if name == FUSION else f"{name} alone"
+
+
+def patterns_table(scores: Sequence[PatternScore], task: Task) -> Table:
+    """Return a table of the fusion's metrics, a row a pattern of what is given, and the late fusion's score beside them.
+
+    scores: of `scores_by_pattern`.
+
+    >>> one = PatternScore(("a",), 9, {"fusion/r2": 0.5, "fusion/mse": 2.0, "fusion/mae": 1.0})
+    >>> table = patterns_table([one], Task("regression", 1))
+    >>> [column.header for column in table.columns], table.row_count
+    (['given', 'examples', 'R2', 'MSE', 'MAE'], 1)
+    """
+    columns, score = COLUMNS[task.kind], score_name(task)
+    late = any(f"{LATE_FUSION}/{score}" in s.metrics for s in scores)
+    table = Table(title="With only some of the modalities given")
+    table.add_column("given")
+    table.add_column("examples", justify="right")
+    for metric in columns:
+        table.add_column(metric_title(metric), justify="right", no_wrap=True)
+    if late:
+        table.add_column(f"{metric_title(score)} of late fusion", justify="right")
+    most = max(len(s.pattern) for s in scores)
+    for s in scores:
+        cells = [written(metric, s.metrics[f"{FUSION}/{metric}"]) for metric in columns]
+        if late:
+            value = s.metrics.get(f"{LATE_FUSION}/{score}")
+            cells.append("-" if value is None else written(score, value))
+        table.add_row(Text(s.name), f"{s.examples:,}", *cells, style="bold" if len(s.pattern) == most else None)
+    return table
+
+
+def patterns_plot(scores: Sequence[PatternScore], task: Task) -> Figure:
+    """Return a bar plot of the fusion's score, a bar a pattern, coloured by how much is given; a ring is late fusion."""
+    score = score_name(task)
+    scale = 100.0 if score in PERCENTAGES else 1.0
+    values = [scale * s.metrics[f"{FUSION}/{score}"] for s in scores]
+    late = {
+        place: scale * s.metrics[key]
+        for place, s in enumerate(scores)
+        if (key := f"{LATE_FUSION}/{score}") in s.metrics
+    }
+    figure = Figure(figsize=(7.5, 1.3 + 0.34 * len(scores)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    sizes = sorted({len(s.pattern) for s in scores})
+    shades = dict(zip(sizes, np.linspace(0.35, 0.85, len(sizes)), strict=True))
+    colours = [colormaps["Blues"](shades[len(s.pattern)]) for s in scores]
+    bars = axes.barh(range(len(scores)), values, color=colours, height=0.72)
+    axes.bar_label(bars, [written(score, v / scale) for v in values], padding=7, fontsize=8.5)
+    if late:
+        axes.plot(
+            list(late.values()), list(late), "o", color="#D55E00", markerfacecolor="none", label="late fusion", zorder=3
+        )
+        figure.legend(loc="outside lower right", frameon=False, fontsize=8.5)
+    axes.set_yticks(range(len(scores)), [s.name for s in scores], parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xlabel(metric_title(score) + (", %" if scale == 100.0 else ""))
+    axes.set_title("with only these modalities given", loc="left", fontsize=11)
+    axes.axvline(0, color="#707070", linewidth=0.8)
+    axes.margins(x=0.12)
+    if scale == 100.0:
+        axes.set_xlim(0, 112)  # room for a number beside a full bar
+        axes.set_xticks(range(0, 101, 20))
+        axes.spines["bottom"].set_bounds(0, 100)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def save_patterns(run: Run, dataset: Dataset, folder: Path, wanted: Sequence[str] = ()) -> tuple[Table, Path]:
+    """Write missing.png into a folder; return the table and the file. wanted: patterns, as `scores_by_pattern` takes them.
+
+    Raises:
+      ValueError: as `scores_by_pattern`.
+    """
+    scores = scores_by_pattern(run, dataset, wanted)
+    file = folder / PATTERNS_PICTURE
+    patterns_plot(scores, dataset.task).savefig(file, dpi=120)
+    return patterns_table(scores, dataset.task), file
 
 
 def rounds_table(scores: Mapping[int, Mapping[str, float]], names: Sequence[str], task: Task) -> Table:

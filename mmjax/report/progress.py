@@ -153,6 +153,7 @@ class _Bar:
         if self.progress is None:
             return
         if row["kind"] in ("train", "validation"):
+            self.first = row["step"]  # where the bar goes on after the programs of another stage were compiled
             self.progress.update(self.task, completed=row["step"], rate=self.latest.rate)
             self.live.update(self._picture())
 

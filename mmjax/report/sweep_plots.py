@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from mmjax.evaluation.subsets import Subset, subset_name
 from mmjax.report.labels import PERCENTAGES, metric_title
 from mmjax.report.plots import COLOURS, LOG_RANGE
 from mmjax.theory.intervals import Interval, told
 from mmjax.theory.subset_risk import Sweep
-from mmjax.theory.subsets import Subset, subset_name
 
 _MANY = 8  # curves in one panel, at most
 _DARK = 0.5  # luminance below which a number on a colour is white
@@ -181,7 +181,7 @@ def sweep_curves(sweep: Sweep, title: str = "") -> Figure:
     marks = {m: _style(k) for k, m in enumerate(additions)}
     for place, (name, heading) in enumerate(
         (
-            ("gap", "what adding a modality does to the test risk (below 0: it helps)"),
+            ("gap", "change of test risk by adding one (below 0: it helps)"),
             ("gamma", "γ: the representation's part in that"),
         ),
         start=3,

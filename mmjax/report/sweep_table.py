@@ -8,11 +8,11 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from mmjax.evaluation.subsets import subset_name
 from mmjax.report.labels import PERCENTAGES, metric_title
 from mmjax.report.sweep_plots import largest
 from mmjax.theory.intervals import Interval, told
 from mmjax.theory.subset_risk import Sweep
-from mmjax.theory.subsets import subset_name
 
 
 def sweep_table(sweep: Sweep, n: int, oracle_risk: float | None = None) -> Table:

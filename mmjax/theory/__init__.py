@@ -1,5 +1,6 @@
 """When are more modalities better? Latent representation quality, subset risks and bounds."""
 
+from mmjax.evaluation.subsets import choose_subsets, subset_name
 from mmjax.theory.bounds import BoundTerms, rademacher_linear, theorem1_bound
 from mmjax.theory.intervals import Interval, mean_interval
 from mmjax.theory.latent_quality import (
@@ -16,7 +17,6 @@ from mmjax.theory.linear import LinearHead, eta_linear, least_squares
 from mmjax.theory.overlap import Overlap, overlap_modalities, overlap_risk
 from mmjax.theory.reversal import StrongWeak, strong_weak, strong_weak_gammas
 from mmjax.theory.subset_risk import Cell, Comparison, Sweep, subset_risk_sweep
-from mmjax.theory.subsets import choose_subsets, subset_name
 from mmjax.theory.trained_learner import Trained
 from mmjax.theory.verdict import verdict
 

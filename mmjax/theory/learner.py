@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from mmjax.data import Splits, Task, batch_indices
-from mmjax.theory.subsets import Subset
+from mmjax.evaluation.subsets import Subset
 
 
 class Predictions(NamedTuple):

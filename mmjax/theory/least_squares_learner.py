@@ -13,9 +13,9 @@ import numpy as np
 from jax import Array
 
 from mmjax.data import Dataset, Splits, Task, as_input
+from mmjax.evaluation.subsets import Subset
 from mmjax.theory.learner import Predictions, samples
 from mmjax.theory.linear import least_squares, targets
-from mmjax.theory.subsets import Subset
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ import numpy as np
 from jax import Array
 
 from mmjax.config_file import to_json
-from mmjax.data import Splits, Task
+from mmjax.data import Splits, Task, require_complete
 from mmjax.evaluation.metrics import score_name, task_metrics
+from mmjax.evaluation.subsets import Subset, choose_subsets, subset_name
 from mmjax.theory.disjoint import check_disjoint
 from mmjax.theory.intervals import Interval, mean_interval
 from mmjax.theory.latent_quality import RiskDecomposition, latent_representation_quality, risk_decomposition
 from mmjax.theory.learner import Learner
-from mmjax.theory.subsets import Subset, choose_subsets, subset_name
 from mmjax.theory.sweep_file import SweepFile
 
 GROUPS = 50
@@ -203,7 +203,7 @@ def subset_risk_sweep(
 
     Raises:
       ValueError: an unknown modality in a subset, a size above the training split or below 1, no size, too few seeds,
-        overlapping splits, a file of another sweep.
+        overlapping splits, examples that lack a modality, a file of another sweep.
 
     >>> from mmjax.theory import LeastSquares, StrongWeak
     >>> splits = StrongWeak(train_examples=400, validation_examples=200, test_examples=200).load()
@@ -211,6 +211,7 @@ def subset_risk_sweep(
     >>> sweep.subsets, sweep.sizes, len(sweep.cell(("strong", "weak"), 200).risk)
     ((('strong',), ('weak',), ('strong', 'weak')), (50, 200), 3)
     """
+    require_complete(splits, "a study")
     wanted = choose_subsets(subsets, splits.train.modalities)
     sizes = sorted(set(sizes))
     total = len(splits.train)

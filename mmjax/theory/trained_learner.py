@@ -19,10 +19,10 @@ from jax import Array
 from mmjax.config import Config
 from mmjax.config_file import to_json
 from mmjax.data import Batch, Dataset, Splits, Task, as_input, batch_indices, select
+from mmjax.evaluation.subsets import Subset, subset_name
 from mmjax.losses import example_losses
 from mmjax.theory.learner import Predictions, samples
 from mmjax.theory.linear import example_risks
-from mmjax.theory.subsets import Subset, subset_name
 from mmjax.train.experiment import build_classifier
 from mmjax.train.state import TrainState, create_state
 from mmjax.train.step import Training, prepare, train_step

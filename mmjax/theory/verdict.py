@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mmjax.evaluation.subsets import subset_name
 from mmjax.theory.intervals import Interval, told
 from mmjax.theory.subset_risk import Comparison, Sweep
-from mmjax.theory.subsets import subset_name
 
 Effect = Literal["lowers", "raises", "unclear"]
 

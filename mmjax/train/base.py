@@ -26,7 +26,7 @@ class Experiment(ABC):
     """A configuration made concrete: data, devices, how long it takes, and the functions that train and evaluate.
 
     names: of the objectives, in the order of `StepMetrics`. `step` and `measure` are pure and are compiled by the loop;
-    everything else runs on the host, at boundaries.
+    everything else runs on the host, at boundaries. title, start: of the stage of a run that this is, and its first step.
     """
 
     config: Config
@@ -37,6 +37,13 @@ class Experiment(ABC):
     evaluate_every: int
     checkpoint_every: int
     refresh: Refresh | None = None
+    title: str = ""
+    start: int = 0
+
+    @property
+    def end(self) -> int:
+        """The step at which the stage is over."""
+        return self.start + self.total_steps
 
     @property
     @abstractmethod
@@ -46,6 +53,10 @@ class Experiment(ABC):
     @abstractmethod
     def initial_state(self) -> TrainState:
         """Return the state at step 0 (not yet placed)."""
+
+    def state_after(self, variables: PyTree) -> TrainState:
+        """Return the state at the beginning of this stage, with the weights that the one before it left."""
+        raise TypeError(f"{type(self).__name__} trains in one stage")
 
     @abstractmethod
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:

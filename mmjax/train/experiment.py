@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -17,18 +17,21 @@ from mmjax.config import Config, Layout, MethodContext, validate
 from mmjax.data import Batch, Dataset, Splits
 from mmjax.evaluation.metrics import loss_name, score_name
 from mmjax.generative.config import GenerativeConfig
-from mmjax.objectives import objective_names
+from mmjax.models import ExpertModel, ExpertsConfig, MultiModal
+from mmjax.objectives import FUSION
 from mmjax.train.base import Experiment, one_example
 from mmjax.train.generative import build_generative
 from mmjax.train.inference import build_inference
 from mmjax.train.parallel import make_route
-from mmjax.train.state import TrainState, create_state
+from mmjax.train.state import TrainState, create_state, state_from
 from mmjax.train.step import Inference, StepMetrics, Training, measure_gradients, train_step
+
+PyTree = Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier(Experiment):
-    """A `MultiModal` with a way of balancing its objectives."""
+    """A `MultiModal` or a product of experts, with a way of balancing its objectives."""
 
     training: Training
 
@@ -40,8 +43,18 @@ class Classifier(Experiment):
     def initial_state(self) -> TrainState:
         """Return the state at step 0 (not yet placed)."""
         return create_state(
-            self.inference.model, self.example(), self.training.tx, len(self.names), self.config.train.seed
+            self.inference.model,
+            self.example(),
+            self.training.tx,
+            len(self.names),
+            self.config.train.seed,
+            self.training.frozen,
         )
+
+    def state_after(self, variables: PyTree) -> TrainState:
+        """Return the state at the beginning of this stage, with the weights that the one before it left."""
+        seed, frozen = self.config.train.seed, self.training.frozen
+        return state_from(variables, self.training.tx, len(self.names), seed, frozen, self.start)
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         """Take one training step; pure."""
@@ -52,11 +65,14 @@ class Classifier(Experiment):
         return measure_gradients(self.training, state, batch)
 
     def criterion(self, metrics: Mapping[str, float]) -> float:
-        """Return the fusion's loss, or its negative score."""
-        task = self.splits.train.task
+        """Return the fusion's loss, or its negative score; where it does not count, the sum over those that do."""
+        task, counted = self.splits.train.task, self.training.counted
+        names = [FUSION]
+        if counted is not None and not counted[0]:
+            names = [name for name, counts in zip(self.names, counted, strict=True) if counts]
         if self.config.train.select == "loss":
-            return metrics[f"fusion/{loss_name(task)}"]
-        return -metrics[f"fusion/{score_name(task)}"]
+            return sum(metrics[f"{name}/{loss_name(task)}"] for name in names)
+        return -sum(metrics[f"{name}/{score_name(task)}"] for name in names)
 
 
 def build_experiment(config: Config, splits: Splits | None = None) -> Experiment:
@@ -64,9 +80,11 @@ def build_experiment(config: Config, splits: Splits | None = None) -> Experiment
 
     Raises:
       ValueError: a field out of range, a batch larger than the data or not divisible by the devices, options that the
-        task does not have.
+        task does not have; a configuration of several stages (`build_stages`).
     """
     validate(config)
+    if config.stages:
+        raise ValueError("what is asked for trains in one stage; the configuration has stages: leave them out")
     splits = config.data.load() if splits is None else splits
     train, task = config.train, splits.train.task
     if train.batch_size > len(splits.train):
@@ -96,8 +114,8 @@ def build_experiment(config: Config, splits: Splits | None = None) -> Experiment
 
 
 def build_classifier(config: Config, splits: Splits | None = None) -> Classifier:
-    """Return `build_experiment(config, splits)` of a `MultiModal`. Raises ValueError also for a generative model."""
-    if isinstance(config.model, GenerativeConfig):
+    """Return `build_experiment(config, splits)` of a `MultiModal`. Raises ValueError also for any other model."""
+    if isinstance(config.model, GenerativeConfig | ExpertsConfig):
         raise ValueError(
             f"model is a {type(config.model).__name__}; what is asked for needs a MultiModal: a ModelConfig"
         )
@@ -108,12 +126,12 @@ def build_classifier(config: Config, splits: Splits | None = None) -> Classifier
 
 def _build_classifier(inference: Inference, steps_per_epoch: int, **common: Any) -> Classifier:
     config, splits, route = common["config"], common["splits"], common["route"]
-    train, modalities, fusion = config.train, splits.train.modalities, config.model.fusion
+    train, fusion = config.train, config.model.fusion
     if fusion is not None and inference.task.kind not in fusion.tasks:
         raise ValueError(
             f"model.fusion {fusion.name!r} is for {' and '.join(fusion.tasks)}; the task here is {inference.task.kind}"
         )
-    names = objective_names(("fusion", *modalities))
+    names = cast(MultiModal | ExpertModel, inference.model).objectives
     context = MethodContext(
         names=names,
         num_examples=len(splits.train),
@@ -131,6 +149,7 @@ def _build_classifier(inference: Inference, steps_per_epoch: int, **common: Any)
         label_smoothing=train.label_smoothing,
         class_weights=_balanced(splits.train) if train.class_weights == "balanced" else None,
         axis_name=route.axis_name,
+        modality_dropout=train.modality_dropout,
     )
     return Classifier(**common, names=names, training=training, refresh=config.method.refresh(context))
 

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from mmjax.data import Batch, Dataset, evaluation_batches
+from mmjax.data import Batch, Dataset, evaluation_batches, require_complete
 from mmjax.evaluation.linear import fit_linear
 from mmjax.evaluation.metrics import loss_name, score_name
 from mmjax.generative.config import GenerativeConfig
@@ -99,7 +99,7 @@ class Generative(Experiment):
     def ready(self, variables: PyTree) -> PyTree:
         """Return the variables with the linear classifier fitted on the features of complete training examples."""
         train, l2 = self.splits.train, cast(GenerativeConfig, self.config.model).classifier_l2
-        features = over_dataset(lambda inputs: self._features(variables, inputs), self.route, train)["features"]
+        features = over_dataset(lambda x, present: self._features(variables, x), self.route, train)["features"]
         fitted = fit_linear(features, train.label, train.task, l2=l2)
         classifier = {"kernel": fitted.kernel, "bias": fitted.bias}
         return variables | {"classifier": jax.device_put(classifier, self.route.replicated)}
@@ -154,6 +154,9 @@ def build_generative(inference: Inference, **common: Any) -> Generative:
         if getattr(train, option) != default:
             raise ValueError(f"train.{option} is not for generative models: leave it at {default!r}")
     method.check(cast(Reader, inference.model).core)
+    if train.modality_dropout:
+        raise ValueError("train.modality_dropout is not for generative models: leave it at 0.0")
+    require_complete(splits, "a generative model")
     check_data(inference, splits.train)
     return Generative(
         **common,

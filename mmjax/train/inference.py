@@ -11,6 +11,7 @@ from mmjax.config import Config
 from mmjax.data import Task
 from mmjax.generative.config import GenerativeConfig
 from mmjax.generative.methods import GenerativeMethod
+from mmjax.models.experts import ExpertsConfig
 from mmjax.models.multimodal import build_model
 from mmjax.train.step import Inference
 
@@ -23,13 +24,15 @@ def build_inference(
     *,
     axis_name: str | None = None,
 ) -> Inference:
-    """Make the model that `config` describes, generative or a `MultiModal`.
+    """Make the model that `config` describes: a `MultiModal`, a product of experts, or a generative one.
 
     Raises:
       ValueError: an option for a modality that the data do not have; a method that cannot train the model.
     """
     model: nn.Module
-    if not isinstance(config.model, GenerativeConfig):
+    if isinstance(config.model, ExpertsConfig):
+        model = config.model.build(modalities, task, probe_heads=config.method.probe_heads, axis_name=axis_name)
+    elif not isinstance(config.model, GenerativeConfig):
         model = build_model(
             config.model, modalities, task.num_outputs, probe_heads=config.method.probe_heads, axis_name=axis_name
         )

@@ -83,8 +83,8 @@ class MetricsFile:
     def __init__(self, path: Path, up_to_step: int):
         """Open for appending; rows of the steps that a run resumed at `up_to_step` takes again go."""
         rows = read_rows(path) if path.exists() else []
-        # gradients are measured before their step, everything else after it
-        kept = [row for row in rows if row["step"] < up_to_step + (row["kind"] != "gradients")]
+        # gradients are measured, and stages begin, before their step; everything else is told after it
+        kept = [row for row in rows if row["step"] < up_to_step + (row["kind"] not in ("gradients", "stage"))]
         write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a")
 

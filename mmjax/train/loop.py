@@ -19,12 +19,12 @@ from mmjax.evaluation.metrics import loss_name, objective_value, score_name
 from mmjax.train import journal
 from mmjax.train.base import Experiment
 from mmjax.train.checkpoint import Checkpoints
-from mmjax.train.experiment import build_experiment
 from mmjax.train.observer import Observer
 from mmjax.train.predictor import Predictor
 from mmjax.train.refresher import Refresher
 from mmjax.train.run import Run
 from mmjax.train.signature import write_signature
+from mmjax.train.stages import build_stages
 from mmjax.train.state import TrainState
 from mmjax.train.step import StepMetrics
 
@@ -72,6 +72,16 @@ class _Window:
     measured: list[tuple[int, dict[str, Any]]]
 
 
+@dataclass
+class _Clock:
+    """Seconds: when this run began or went on, and how long it compiled and took steps; and how many steps."""
+
+    started: float
+    compiling: float = 0.0
+    stepping: float = 0.0
+    steps: int = 0
+
+
 def fit(
     config: Config,
     workdir: str | Path | None = None,
@@ -102,31 +112,31 @@ def fit(
     >>> 0.0 <= run.metrics["fusion/accuracy"] <= 1.0
     True
     """
-    experiment = build_experiment(config, splits)
+    stages = build_stages(config, splits)
     folder = None if workdir is None else Path(workdir).absolute()
     if folder is not None:
         journal.open_workdir(folder, config)
-        write_signature(folder, experiment.splits.train)
-    return _Loop(experiment, folder, observer or Observer()).run()
+        write_signature(folder, stages[0].splits.train)
+    return _Loop(config, stages, folder, observer or Observer()).run()
 
 
 class _Loop:
-    """One run's effects in order. The pure work is the experiment's."""
+    """One run's effects in order, stage by stage. The pure work is the experiments', one a stage."""
 
-    def __init__(self, experiment: Experiment, folder: Path | None, observer: Observer):
-        self.experiment, self.folder, self.observer = experiment, folder, observer
-        inference = experiment.inference
-        self.predictor = Predictor(inference, experiment.route)
-        refresh = experiment.refresh
-        self.refresher = None if refresh is None else Refresher(refresh, inference, experiment.route)
+    def __init__(self, config: Config, stages: tuple[Experiment, ...], folder: Path | None, observer: Observer):
+        self.config, self.stages, self.folder, self.observer = config, stages, folder, observer
+        self.experiment = stages[0]  # the stage at hand
+        # which objectives steer changes nothing in what a model says: one program serves all stages
+        self.predictor = Predictor(stages[-1].inference, stages[-1].route)
+        self.clock = _Clock(started=time.perf_counter())
         self.checkpoints = None if folder is None else Checkpoints(folder / journal.CHECKPOINTS)
         self.file: journal.MetricsFile | None = None
         self.books = _Bookkeeping()
         self.best: PyTree = None
         self.pending: list[StepMetrics] = []
         self.measured: list[tuple[int, dict[str, Any]]] = []
-        self.waiting: _Window | None = None
-        self.fetched = 0.0  # when the last window was
+        self.waiting: list[_Window] = []
+        self.fetched = 0.0  # when the last windows were
 
     def run(self) -> Run:
         try:
@@ -138,72 +148,89 @@ class _Loop:
                 self.file.close()
 
     def _run(self) -> Run:
-        experiment, route = self.experiment, self.experiment.route
-        local, first = self._restore(jax.device_put(experiment.initial_state(), route.replicated))
+        local, first = self._restore()
         test = self._open_metrics(first)
-        total, train = experiment.total_steps, experiment.config.train
-        self.observer.started(experiment.names, total, first)
+        self.observer.started(self.experiment.names, self.stages[-1].end, first)
         if first:
             self.observer.note(f"resuming at step {first}")
         if test is not None:  # nothing is left to do, and the test split has been looked at already
             return self._finish(local, {k: v for k, v in test.items() if k not in ("step", "kind", "best_step")})
 
-        compile_seconds, steps_taken = 0.0, 0
+        self.clock.started = time.perf_counter()
+        place = next(i for i, stage in enumerate(self.stages) if stage is self.experiment)
+        local = self._train(local)
+        for stage in self.stages[place + 1 :]:
+            local = self._train(self._hand_over(local, stage))
+        timing = {
+            "wall_seconds": self.books.wall_seconds + time.perf_counter() - self.clock.started,
+            "compile_seconds": self.clock.compiling,
+            "steps_per_second": self.clock.steps / self.clock.stepping if self.clock.stepping else 0.0,
+        }
+        test_split = self.experiment.splits.test
+        test_metrics = self.predictor.metrics(self._best_variables(local), test_split) | timing
+        self._row({"step": int(local.step), "kind": "test", "best_step": self.books.best_step} | test_metrics)
+        return self._finish(local, test_metrics)
+
+    def _train(self, local: TrainState) -> TrainState:
+        """Take the steps of the stage at hand that are left; return its last state, as `local` is placed."""
+        experiment, route, train = self.experiment, self.experiment.route, self.experiment.config.train
+        first, total = int(local.step), experiment.end
+        if first == experiment.start and len(self.stages) > 1:
+            self._row({"step": first, "kind": "stage", "title": experiment.title})
+            self.observer.note(f"stage {experiment.title!r}: steps {first} to {total}")
+        if first >= total or self.books.stopped:
+            return local
+        refresh = experiment.refresh
+        refresher = None if refresh is None else Refresher(refresh, experiment.inference, route)
+        started = time.perf_counter()
         state = route.place_state(local)
         del local
-        started = time.perf_counter()
-        if first < total and not self.books.stopped:
-            batch = route.place_batch(self._batch(first))
-            step_program, measure_program = self._compile(state, batch)
-            compile_seconds = time.perf_counter() - started
-            self.observer.compiled(compile_seconds)
-            loop_started = self.fetched = time.perf_counter()
-            aside = 0.0  # seconds of evaluating and saving, which are no part of the steps' rate
-            for step in range(first, total):
-                if step > first:
-                    batch = route.place_batch(self._batch(step))
-                if self.refresher is not None and step % self.refresher.every == 0:
-                    state = self._refresh(self.refresher, state)
-                if measure_program is not None and step % train.monitor_every == 0:
-                    self.measured.append((step, measure_program(state, batch)))
-                state, metrics = step_program(state, batch)
-                self.pending.append(metrics)
-                steps_taken += 1
-                done = step + 1
-                evaluate = done % experiment.evaluate_every == 0 or done == total
-                save = done % experiment.checkpoint_every == 0 or done == total
-                if done % train.log_every == 0 or evaluate or save:
-                    self._close_window(done, state)
-                if evaluate or save:
-                    self._fetch_waiting()
-                    pause = time.perf_counter()
-                    local = route.local_state(state)
-                    if evaluate:
-                        values = self._evaluate(done, local)
-                        local = local.replace(validation_values=jax.device_put(values, route.replicated))
-                        state = state.replace(validation_values=route.place_state(values))
-                    elapsed = time.perf_counter() - started
-                    if save or self.books.stopped:
-                        self._save(local, elapsed)
-                    del local
-                    self.fetched = time.perf_counter()
-                    aside += self.fetched - pause
-                if self.books.stopped:
-                    self.observer.note(f"stopped early at step {done}: best at step {self.books.best_step}")
-                    break
-            loop_seconds = time.perf_counter() - loop_started - aside
-        else:
-            loop_seconds = 0.0
-        wall = self.books.wall_seconds + time.perf_counter() - started
-        timing = {
-            "wall_seconds": wall,
-            "compile_seconds": compile_seconds,
-            "steps_per_second": steps_taken / loop_seconds if loop_seconds else 0.0,
-        }
-        final = route.local_state(state)
-        test_metrics = self.predictor.metrics(self._best_variables(final), experiment.splits.test) | timing
-        self._row({"step": int(final.step), "kind": "test", "best_step": self.books.best_step} | test_metrics)
-        return self._finish(final, test_metrics)
+        batch = route.place_batch(self._batch(first))
+        step_program, measure_program = self._compile(state, batch)
+        compile_seconds = time.perf_counter() - started
+        self.clock.compiling += compile_seconds
+        self.observer.compiled(compile_seconds)
+        loop_started = self.fetched = time.perf_counter()
+        aside = 0.0  # seconds of evaluating and saving, which are no part of the steps' rate
+        for step in range(first, total):
+            if step > first:
+                batch = route.place_batch(self._batch(step))
+            if refresher is not None and (step - experiment.start) % refresher.every == 0:
+                state = self._refresh(refresher, state)
+            if measure_program is not None and step % train.monitor_every == 0:
+                self.measured.append((step, measure_program(state, batch)))
+            state, metrics = step_program(state, batch)
+            self.pending.append(metrics)
+            self.clock.steps += 1
+            done = step + 1
+            evaluate = done % experiment.evaluate_every == 0 or done == total
+            save = done % experiment.checkpoint_every == 0 or done == total
+            if done % train.log_every == 0 or evaluate or save:
+                self._close_window(done, state, fetch=evaluate or save)
+            if evaluate or save:
+                pause = time.perf_counter()
+                local = route.local_state(state)
+                if evaluate:
+                    values = self._evaluate(done, local)
+                    local = local.replace(validation_values=jax.device_put(values, route.replicated))
+                    state = state.replace(validation_values=route.place_state(values))
+                if save or self.books.stopped:
+                    self._save(local)
+                del local
+                self.fetched = time.perf_counter()
+                aside += self.fetched - pause
+            if self.books.stopped:
+                self.observer.note(f"stopped early at step {done}: best at step {self.books.best_step}")
+                break
+        self.clock.stepping += time.perf_counter() - loop_started - aside
+        return route.local_state(state)
+
+    def _hand_over(self, local: TrainState, stage: Experiment) -> TrainState:
+        """Return the first state of the next stage, from the best weights of the one that is over."""
+        state = stage.state_after(self._best_variables(local))
+        self.experiment, self.best = stage, None
+        self.books = _Bookkeeping(wall_seconds=self.books.wall_seconds)
+        return jax.device_put(state, stage.route.replicated)
 
     # -- programs ----------------------------------------------------------------------------------------------------
 
@@ -222,37 +249,49 @@ class _Loop:
 
     # -- boundaries --------------------------------------------------------------------------------------------------
 
-    def _close_window(self, done: int, state: TrainState) -> None:
-        """Fetch the window before this one, and let this one wait: its steps may still be running.
+    def _close_window(self, done: int, state: TrainState, fetch: bool) -> None:
+        """Fetch the windows before this one, and let this one wait, unless `fetch`: its steps may still be running.
 
         To fetch it now would empty the queue of steps, and the device would idle until the next one is there.
         """
-        told = _snapshot((state.first_bad, getattr(state.opt_state[0], "diagnostics", {})))
-        window = _Window(done, self.pending, told, self.measured)
+        copies = _snapshot((state.first_bad, getattr(state.opt_state[0], "diagnostics", {})))
+        self.waiting.append(_Window(done, self.pending, copies, self.measured))
         self.pending, self.measured = [], []
-        self._fetch_waiting()
-        self.waiting = window
-
-    def _fetch_waiting(self) -> None:
-        """Fetch what the steps of the window that waits told, check it, write it."""
-        if self.waiting is None:
+        ready = len(self.waiting) if fetch else len(self.waiting) - 1
+        windows, self.waiting = self.waiting[:ready], self.waiting[ready:]
+        if not windows:
             return
-        window, self.waiting = self.waiting, None
-        names = self.experiment.names
-        metrics, (first_bad, told) = self.experiment.route.read((window.metrics, window.told))
-        measured = self.experiment.route.read([values for _, values in window.measured])
+        fetched = [
+            self.experiment.route.read((w.metrics, w.told, [values for _, values in w.measured])) for w in windows
+        ]
         before, self.fetched = self.fetched, time.perf_counter()
+        rate = sum(len(w.metrics) for w in windows) / (self.fetched - before)
+        for window, (metrics, (first_bad, diagnostics), measured) in zip(windows, fetched, strict=True):
+            self._write_window(window, metrics, first_bad, diagnostics, measured, rate)
+
+    def _write_window(
+        self,
+        window: _Window,
+        metrics: list[StepMetrics],
+        first_bad: np.ndarray,
+        diagnostics: dict[str, np.ndarray],
+        measured: list[dict[str, np.ndarray]],
+        rate: float,
+    ) -> None:
+        """Check what the steps of a window told, and write it."""
+        names = self.experiment.names
         bad = np.where(first_bad >= 0, first_bad, np.iinfo(np.int32).max)
         for (step, _), values in zip(window.measured, measured, strict=True):
             if step < bad.min():
-                self._row({"step": step, "kind": "gradients"} | {k: float(v) for k, v in values.items()})
-        values = np.stack([m.values for m in metrics]).mean(axis=0, dtype=np.float64)
+                known = {k: float(v) for k, v in values.items() if np.isfinite(v)}  # else the batch lacks a modality
+                self._row({"step": step, "kind": "gradients"} | known)
+        losses = _mean_where_there(np.stack([m.values for m in metrics]))
         weights = np.stack([m.weights for m in metrics]).mean(axis=0, dtype=np.float64)
         row: dict[str, Any] = {"step": window.done, "kind": "train"}
-        row |= {f"loss/{name}": float(v) for name, v in zip(names, values, strict=True)}
+        row |= {f"loss/{name}": float(v) for name, v in zip(names, losses, strict=True) if not np.isnan(v)}
         row |= {f"weight/{name}": float(w) for name, w in zip(names, weights, strict=True)}
-        row |= {name: float(value) for name, value in told.items()}  # of the last step
-        row["steps_per_second"] = len(metrics) / (self.fetched - before)
+        row |= {name: float(value) for name, value in diagnostics.items()}  # of the last step
+        row["steps_per_second"] = rate
         if (first_bad >= 0).any():
             worst = int(np.argmin(bad))  # the first in time, and among equals the first objective
             raise NonFiniteError(int(bad[worst]), (*names, "update")[worst], self._last_checkpoint())
@@ -288,15 +327,21 @@ class _Loop:
         named = zip(experiment.names, known, strict=True)
         return np.array([objective_value(task, metrics, n) if here else np.nan for n, here in named], np.float32)
 
-    def _save(self, local: TrainState, elapsed: float) -> None:
+    def _save(self, local: TrainState) -> None:
         if self.checkpoints is not None:
+            elapsed = time.perf_counter() - self.clock.started
             books = dataclasses.replace(self.books, wall_seconds=self.books.wall_seconds + elapsed)
             self.checkpoints.save_last(_copy(local), dataclasses.asdict(books))
 
     # -- resuming and finishing --------------------------------------------------------------------------------------
 
-    def _restore(self, fresh: TrainState) -> tuple[TrainState, int]:
-        if self.checkpoints is None or self.checkpoints.last_step() is None:
+    def _restore(self) -> tuple[TrainState, int]:
+        """Return the state to go on from and its step, and turn to its stage; at a boundary that is the stage before."""
+        saved = None if self.checkpoints is None else self.checkpoints.last_step()
+        if saved is not None:
+            self.experiment = next(stage for stage in self.stages if saved <= stage.end)
+        fresh = jax.device_put(self.experiment.initial_state(), self.experiment.route.replicated)
+        if self.checkpoints is None or saved is None:
             return fresh, 0
         state, books = self.checkpoints.restore_last(fresh)
         self.books = _Bookkeeping(**books)
@@ -326,14 +371,21 @@ class _Loop:
     def _finish(self, local: TrainState, metrics: dict[str, Any]) -> Run:
         experiment = self.experiment
         return Run(
-            config=experiment.config,
-            inference=experiment.inference,
+            config=self.config,
+            inference=self.stages[-1].inference,
             route=experiment.route,
             variables=self._best_variables(local),
             metrics=metrics,
             modalities={m: tuple(x.shape[1:]) for m, x in experiment.splits.train.inputs.items()},
             workdir=self.folder,
         )
+
+
+def _mean_where_there(values: np.ndarray) -> np.ndarray:
+    """Return the means [K] of losses [steps, K] over the steps whose batch had the modality; NaN where none had."""
+    there = ~np.isnan(values)
+    total = np.where(there, values, 0).sum(axis=0, dtype=np.float64)
+    return np.where(there.any(axis=0), total / np.maximum(there.sum(axis=0), 1), np.nan)
 
 
 def _variables(state: TrainState) -> PyTree:

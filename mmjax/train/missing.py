@@ -1,22 +1,112 @@
-"""How a generative run does with modalities missing: by the number of rounds of inference, and what it fills in."""
+"""How a run does with modalities missing: by pattern; a generative one by rounds of inference, and what it fills in."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import jax
 import numpy as np
 
 from mmjax.data import Dataset, gather
+from mmjax.evaluation.metrics import expert_metrics, late_fusion
+from mmjax.evaluation.subsets import Subset, choose_subsets, subset_name
 from mmjax.generative.reader import Reader
 from mmjax.generative.recurrence import check_rounds
-from mmjax.train.predictor import Predictor
-from mmjax.train.run import Run
+from mmjax.objectives import FUSION
+from mmjax.train.predictor import LATE_FUSION, Predictor, over_dataset
+from mmjax.train.run import Run, check_dataset
 from mmjax.train.step import prepare
 
 ROUNDS = (0, 1, 2, 5, 10)
 """Numbers of rounds that are compared, as published."""
+
+MOST = 6
+"""Modalities up to which all 2^M − 1 patterns are gone through unasked: 63."""
+
+
+@dataclass(frozen=True)
+class PatternScore:
+    """How a run does where these modalities, and no others, are given.
+
+    examples: how many have them; metrics: over those, "fusion/accuracy" and so on, and of a `MultiModal` with
+    several of them also "late_fusion/accuracy" and so on.
+
+    >>> PatternScore(("audio", "image"), 10, {"fusion/accuracy": 0.5}).name
+    'audio+image'
+    """
+
+    pattern: Subset
+    examples: int
+    metrics: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        """The pattern as it is written: "audio+image"."""
+        return subset_name(self.pattern)
+
+
+def scores_by_pattern(run: Run, dataset: Dataset, wanted: Iterable[str] = ()) -> tuple[PatternScore, ...]:
+    """Return how the run does with only some of the modalities given, pattern by pattern, small ones first.
+
+    wanted: patterns as `choose_subsets` takes them, "audio+image", "leave-one-out" or "all"; none: all 2^M − 1, for up to
+    six modalities. Where the data lack modalities themselves, an example counts in a pattern if it has all of it; a
+    pattern that no example has is left out. A generative model infers the rest.
+
+    Raises:
+      ValueError: a pattern that names an unknown modality (the nearest is shown) or one twice; more than six modalities
+        and no pattern; modalities or a task other than the model's.
+    """
+    check_dataset(run, dataset)
+    names = dataset.modalities
+    wanted = tuple(wanted)
+    if not wanted and len(names) > MOST:
+        raise ValueError(
+            f"{len(names)} modalities have {2 ** len(names) - 1} patterns: name those that matter, such as "
+            f"{subset_name(names[:2])!r} or 'leave-one-out', or say 'all'"
+        )
+    present: np.ndarray = np.stack([dataset.has(m) for m in names], axis=1)
+    answer = _infer_rest(run) if isinstance(run.inference.model, Reader) else _leave_out(run)
+    found = []
+    for pattern in choose_subsets(wanted or ("all",), names):
+        given = np.array([m in pattern for m in names])
+        rows: np.ndarray = np.all(present[:, given], axis=1)
+        if not rows.any():
+            continue
+        # The others fill their places with what they have, so that one program serves all patterns; then they go.
+        logits = answer(dataclasses.replace(dataset, present=np.where(rows[:, None], given, present)), pattern)
+        label = dataset.label[rows]
+        metrics = expert_metrics(dataset.task, {FUSION: logits[FUSION][rows]}, label)
+        alone = {m: logits[m][rows] for m in pattern if m in logits}
+        if len(alone) > 1:
+            metrics |= expert_metrics(dataset.task, {LATE_FUSION: late_fusion(dataset.task, alone)}, label)
+        found.append(PatternScore(pattern, int(rows.sum()), metrics))
+    return tuple(found)
+
+
+Answer = Callable[[Dataset, Subset], dict[str, np.ndarray]]
+
+
+def _leave_out(run: Run) -> Answer:
+    predictor = Predictor(run.inference, run.route)
+    return lambda dataset, pattern: predictor.logits(run.variables, dataset)
+
+
+def _infer_rest(run: Run) -> Answer:
+    reader, classifier = reader_of(run), run.variables["classifier"]
+
+    def answer(dataset: Dataset, pattern: Subset) -> dict[str, np.ndarray]:
+        @jax.jit
+        def fused(inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            x = prepare(run.inference, inputs)
+            hidden = reader.infer(run.variables, {m: x[m] for m in pattern}).hidden
+            return {FUSION: hidden @ classifier["kernel"] + classifier["bias"]}
+
+        complete = dataclasses.replace(dataset, present=None)
+        return over_dataset(lambda inputs, present: fused(inputs), run.route, complete)
+
+    return answer
 
 
 def reader_of(run: Run) -> Reader:

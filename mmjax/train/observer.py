@@ -16,7 +16,7 @@ class Observer:
         """All programs of the hot loop are compiled."""
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """A line of metrics.jsonl: "step", "kind" ("train", "validation", "gradients", "test") and numbers."""
+        """A line of metrics.jsonl: "step", "kind" ("train", "validation", "gradients", "stage", "test") and numbers."""
 
     def note(self, text: str) -> None:
         """Something worth a line: early stopping, a resumed run."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import jax
-from jax import Array
 
-from mmjax.data import Dataset, evaluation_batches
+from mmjax.data import Batch, Dataset, evaluation_batches
 from mmjax.method import Refresh
-from mmjax.models.multimodal import Outputs
 from mmjax.train.parallel import Route
 from mmjax.train.predictor import BATCH
-from mmjax.train.step import Inference, prepare
+from mmjax.train.step import Inference, outputs_of
 
 PyTree = Any
 
@@ -34,13 +32,10 @@ class Refresher:
         size = -(-min(BATCH, len(dataset)) // devices) * devices
         carry = self._start(combiner_state)
         for batch in evaluation_batches(dataset, size):
-            inputs, label, weight = jax.device_put((batch.inputs, batch.label, batch.weight), self._route.sharded)
-            carry = self._add(carry, variables, inputs, label, weight)
+            carry = self._add(carry, variables, jax.device_put(batch, self._route.sharded))
         return self._finish(carry, combiner_state)
 
 
-def _add(
-    refresh: Refresh, inference: Inference, carry: PyTree, variables: PyTree, inputs: Any, label: Array, weight: Array
-) -> PyTree:
-    outputs = cast(Outputs, inference.model.apply(variables, prepare(inference, inputs)))
-    return refresh.add(carry, outputs, label, weight)
+def _add(refresh: Refresh, inference: Inference, carry: PyTree, variables: PyTree, batch: Batch) -> PyTree:
+    outputs = outputs_of(inference, variables, batch.inputs, batch.present)
+    return refresh.add(carry, outputs, batch.label, batch.weight)

@@ -12,7 +12,10 @@ import numpy as np
 
 from mmjax.config import Config
 from mmjax.data import Dataset
+from mmjax.data.arrays import erased
+from mmjax.data.validation import present_problems, raise_problems
 from mmjax.evaluation.metrics import probabilities
+from mmjax.generative.reader import Reader
 from mmjax.train import journal
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.inference import build_inference
@@ -46,19 +49,28 @@ class Run:
         """The model's parameters."""
         return self.variables["params"]
 
-    def predict(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def predict(self, inputs: Mapping[str, np.ndarray], present: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Return what every expert says of new inputs: {"fusion": [N, C], modality: [N, C]}.
 
         inputs: {modality: [N, ...]}, as the data source gave them (preprocessing is the model's). Probabilities for
         classification (rows sum to 1) and multi-label; values for regression.
+        present: bool [N, M], which examples have which modality, columns in the sorted order of the names; None: all have
+        all. What is absent is not looked at, and its own expert answers NaN.
 
         Raises:
-          ValueError: a modality is missing or unknown, a shape or length differs, a value is not finite.
+          ValueError: a modality is missing or unknown, a shape or length differs, a value is not finite; `present` of
+            another form, with a row of nothing, or for a model that takes complete examples only.
         """
-        logits = Predictor(self.inference, self.route).logits(self.variables, self._dataset(inputs))
-        return {name: probabilities(self.inference.task, value) for name, value in logits.items()}
+        dataset = self._dataset(inputs, present)
+        _check_presence(self.inference, dataset)
+        logits = Predictor(self.inference, self.route).logits(self.variables, dataset)
+        answers = {name: probabilities(self.inference.task, value) for name, value in logits.items()}
+        for m in dataset.modalities:
+            if m in answers:
+                answers[m][~dataset.has(m)] = np.nan
+        return answers
 
-    def _dataset(self, inputs: Mapping[str, np.ndarray]) -> Dataset:
+    def _dataset(self, inputs: Mapping[str, np.ndarray], present: np.ndarray | None = None) -> Dataset:
         if set(inputs) != set(self.modalities):
             raise ValueError(f"inputs are of modalities {sorted(inputs)}; the model takes {sorted(self.modalities)}")
         arrays = {m: np.asarray(x) for m, x in inputs.items()}
@@ -68,31 +80,54 @@ class Run:
                 raise ValueError(f"{m} has shape {array.shape}; expected [N{expected}] with N >= 1")
             if array.dtype.kind not in "fiub":
                 raise ValueError(f"{m} has dtype {array.dtype}; expected numbers")
-            bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
-            if len(bad):
-                raise ValueError(f"{m} has a NaN or infinite value, first in example {bad[0]}")
         lengths = {m: len(x) for m, x in arrays.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"inputs differ in length: {lengths}")
         n = next(iter(lengths.values()))
+        if present is not None:
+            present = np.asarray(present)
+            raise_problems("", present_problems(present, arrays, n))
+            arrays = erased(arrays, present)
+        for m, array in arrays.items():
+            bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+            if len(bad):
+                raise ValueError(f"{m} has a NaN or infinite value, first in example {bad[0]}")
         task = self.inference.task
         label = np.zeros(n, np.int32) if task.kind == "classification" else np.zeros((n, task.num_outputs), np.float32)
-        return Dataset(arrays, label, task, self.inference.preprocess)
+        return Dataset(arrays, label, task, self.inference.preprocess, present)
 
 
-def evaluate(run: Run, dataset: Dataset) -> dict[str, float]:
-    """Return the task's metrics of every expert on a dataset: {"fusion/accuracy": ..., "image/nll": ..., ...}.
-
-    Raises:
-      ValueError: the dataset's modalities or task differ from the model's.
-    """
+def check_dataset(run: Run, dataset: Dataset) -> None:
+    """Raise ValueError unless a dataset is one that the run's model can be evaluated on: its modalities, its task."""
     if set(dataset.modalities) != set(run.modalities):
         raise ValueError(f"the dataset has modalities {dataset.modalities}; the model takes {sorted(run.modalities)}")
+    for m, expected in run.modalities.items():
+        shape = tuple(dataset.inputs[m].shape[1:])
+        if shape != tuple(expected):
+            raise ValueError(f"{m} has shape {shape} an example; the model takes {tuple(expected)}")
     task, own = dataset.task, run.inference.task
     if (task.kind, task.num_outputs) != (own.kind, own.num_outputs):
         raise ValueError(
             f"the dataset is {task.kind} with {task.num_outputs} outputs; the model {own.kind} with {own.num_outputs}"
         )
+    _check_presence(run.inference, dataset)
+
+
+def _check_presence(inference: Inference, dataset: Dataset) -> None:
+    if dataset.present is not None and isinstance(inference.model, Reader):
+        raise ValueError("a generative model takes examples that have every modality; some lack one")
+
+
+def evaluate(run: Run, dataset: Dataset) -> dict[str, float]:
+    """Return the task's metrics of every expert on a dataset: {"fusion/accuracy": ..., "image/nll": ..., ...}.
+
+    A modality's expert is measured on the examples that have it, and left out where none has.
+
+    Raises:
+      ValueError: the dataset's modalities, their shapes or its task differ from the model's, or it lacks modalities and the
+        model is generative (what such a model infers, `mmjax.train.missing` measures).
+    """
+    check_dataset(run, dataset)
     return Predictor(run.inference, run.route).metrics(run.variables, dataset)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -33,18 +34,48 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def create_state(
-    model: nn.Module, example: PyTree, tx: optax.GradientTransformation, num_objectives: int, seed: int
+    model: nn.Module,
+    example: PyTree,
+    tx: optax.GradientTransformation,
+    num_objectives: int,
+    seed: int,
+    frozen: Collection[str] = (),
 ) -> TrainState:
     """Initialise parameters and optimizer. example: inputs {modality: [1, ...]} as the model sees them."""
-    key = jax.random.key(seed)
-    init_key, run_key = jax.random.split(key)
-    variables = dict(model.init({"params": init_key}, example, train=False))
-    params = variables.pop("params")
+    init_key, _ = jax.random.split(jax.random.key(seed))
+    variables = model.init({"params": init_key}, example, train=False)
+    return state_from(dict(variables), tx, num_objectives, seed, frozen)
+
+
+def trained_params(params: Mapping[str, Any], frozen: Collection[str]) -> dict[str, Any]:
+    """Return the parameters without the modules named in `frozen`.
+
+    >>> trained_params({"encoders_a": 1, "fusion": 2}, ("fusion",))
+    {'encoders_a': 1}
+    """
+    return {name: tree for name, tree in params.items() if name not in frozen}
+
+
+def state_from(
+    variables: Mapping[str, PyTree],
+    tx: optax.GradientTransformation,
+    num_objectives: int,
+    seed: int,
+    frozen: Collection[str] = (),
+    step: int = 0,
+) -> TrainState:
+    """Return the state at the beginning of a stage, from these weights; the optimizer starts anew.
+
+    frozen: modules (names in `params`) that the optimizer has nothing to do with.
+    """
+    others = dict(variables)
+    params = others.pop("params")
+    _, run_key = jax.random.split(jax.random.key(seed))
     return TrainState(
-        step=jnp.zeros((), jnp.int32),
+        step=jnp.full((), step, jnp.int32),
         params=params,
-        model_state=variables,
-        opt_state=tx.init(params),
+        model_state=others,
+        opt_state=tx.init(trained_params(params, frozen)),
         key=run_key,
         first_bad=jnp.full(num_objectives + 1, -1, jnp.int32),
         validation_values=jnp.full(num_objectives, jnp.nan, jnp.float32),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -19,9 +19,10 @@ from mmjax.losses import example_losses, weighted_mean
 from mmjax.method import Forward, Rule, plain_losses
 from mmjax.models.heads import LastLayer
 from mmjax.models.multimodal import Outputs, parameter_groups
-from mmjax.objectives import ObjectiveGrads, objective_grads
+from mmjax.objectives import FUSION, ObjectiveGrads, objective_grads, objective_names
 from mmjax.optim.geometry import gradient_geometry
-from mmjax.train.state import TrainState
+from mmjax.train.modality_dropout import drop_modalities
+from mmjax.train.state import TrainState, trained_params
 
 PyTree = Any
 
@@ -44,7 +45,8 @@ class Training:
     """What it takes to train, besides the state.
 
     tx: optax.chain(combiner, ...). rule: the method's objectives. class_weights: one a class, or None. axis_name: the
-    devices' axis under pmap; None under jit.
+    devices' axis under pmap; None under jit. modality_dropout: probability that an example loses a modality that it has.
+    frozen: modules (names in `params`) that stay as they are. counted: the objectives that count, one flag each; None: all.
     """
 
     inference: Inference
@@ -53,10 +55,13 @@ class Training:
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
     axis_name: str | None = None
+    modality_dropout: float = 0.0
+    frozen: tuple[str, ...] = ()
+    counted: tuple[bool, ...] | None = None
 
 
 class StepMetrics(NamedTuple):
-    """What a step tells: values [K], the losses; weights [K], what the combiner made of them."""
+    """What a step tells: values [K], the losses, NaN where an objective did not count in this batch; weights [K]."""
 
     values: Array
     weights: Array
@@ -81,22 +86,54 @@ def prepare(inference: Inference, inputs: Mapping[str, Array]) -> dict[str, Arra
     return {m: inference.preprocess[m](x) if m in inference.preprocess else x for m, x in inputs.items()}
 
 
-def forward(inference: Inference, variables: PyTree, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the logits of every expert, {"fusion": [B, C], modality: [B, C]}, in evaluation mode.
+def outputs_of(
+    inference: Inference, variables: PyTree, inputs: Mapping[str, Array], present: Array | None = None
+) -> Outputs:
+    """Return what the model says in evaluation mode.
 
-    variables: {"params": ..., and the model's other collections}.
+    variables: {"params": ..., and the model's other collections}; present: bool [B, M], or None: everything is there.
     """
-    outputs = cast(Outputs, inference.model.apply(variables, prepare(inference, inputs)))
-    return outputs.by_objective
+    given: dict[str, Any] = {} if present is None else {"present": present}  # not every family of models knows it
+    return cast(Outputs, inference.model.apply(variables, prepare(inference, inputs), **given))
 
 
-def _loss(training: Training, batch: Batch, logits: Array) -> Array:
-    """Return the run's loss of logits [B, C]; under pmap this device's share of it."""
+def forward(
+    inference: Inference, variables: PyTree, inputs: Mapping[str, Array], present: Array | None = None
+) -> dict[str, Array]:
+    """Return the logits of every expert, {"fusion": [B, C], modality: [B, C]}, of `outputs_of`."""
+    return outputs_of(inference, variables, inputs, present).by_objective
+
+
+def _loss(training: Training, batch: Batch, here: Array | None, logits: Array) -> Array:
+    """Return the run's loss of logits [B, C] over the examples that are `here`; under pmap this device's share of it."""
     weight = batch.weight
     if training.class_weights is not None:
         weight = weight * jnp.asarray(training.class_weights)[batch.label]
     losses = example_losses(training.inference.task, logits, batch.label, label_smoothing=training.label_smoothing)
-    return weighted_mean(losses, weight, training.axis_name)
+    return weighted_mean(losses, weight, training.axis_name, here=here)
+
+
+def _active(training: Training, batch: Batch, outputs: Outputs) -> Array | None:
+    """Return bool [K], which objectives count and have an example in the global batch; None: all do, in every batch."""
+    if outputs.present is None:
+        return None if training.counted is None else jnp.asarray(training.counted)
+    flags = []
+    for name in objective_names(outputs.by_objective):
+        here = outputs.here(name)
+        flags.append(jnp.array(True) if here is None else jnp.any(here & (batch.weight > 0)))
+    active = jnp.stack(flags)
+    if training.axis_name is not None:
+        active = jax.lax.pmax(active.astype(jnp.int32), training.axis_name) > 0
+    return active if training.counted is None else active & jnp.asarray(training.counted)
+
+
+def _with_dropout(training: Training, key: Array, batch: Batch) -> Batch:
+    if not training.modality_dropout:
+        return batch
+    shape = (batch.label.shape[0], len(batch.inputs))
+    return batch._replace(
+        present=drop_modalities(batch.present, shape, training.modality_dropout, key, training.axis_name)
+    )
 
 
 def _gradients(training: Training, state: TrainState, batch: Batch) -> tuple[Array, ObjectiveGrads, _HeadAux, PyTree]:
@@ -104,24 +141,31 @@ def _gradients(training: Training, state: TrainState, batch: Batch) -> tuple[Arr
     rngs = {"dropout": key}
     mutable = list(state.model_state)
     inference = training.inference
+    frozen = {name: state.params[name] for name in training.frozen}
 
-    def apply(params: PyTree, value: PyTree, method: str) -> tuple[Any, PyTree]:
-        variables = {"params": params, **state.model_state}
-        return inference.model.apply(variables, value, train=True, method=method, rngs=rngs, mutable=mutable)
+    def apply(params: PyTree, value: PyTree, present: Array | None, method: str) -> tuple[Any, PyTree]:
+        variables = {"params": {**params, **frozen}, **state.model_state}
+        given: dict[str, Any] = {} if present is None else {"present": present}
+        return inference.model.apply(variables, value, train=True, method=method, rngs=rngs, mutable=mutable, **given)
 
     def encode(params: PyTree, batch: Batch) -> tuple[dict[str, Array], PyTree]:
-        return apply(params, prepare(inference, batch.inputs), "encode")
+        return apply(params, prepare(inference, batch.inputs), batch.present, "encode")
 
     def losses_fn(params: PyTree, features: dict[str, Array], batch: Batch) -> tuple[dict[str, Array], _HeadAux]:
-        outputs, model_state = apply(params, features, "decide")
+        outputs, model_state = apply(params, features, batch.present, "decide")
+
+        def loss(logits: Array, objective: str = FUSION) -> Array:
+            return _loss(training, batch, outputs.here(objective), logits)
+
         forward = Forward(
             outputs=outputs,
             label=batch.label,
-            decide=lambda features: apply(params, features, "decide")[0],
-            loss=partial(_loss, training, batch),
+            decide=lambda features: apply(params, features, batch.present, "decide")[0],
+            loss=loss,
             mean_over_devices=partial(_mean_over_devices, training.axis_name),
             state=state.opt_state[0],
             key=jax.random.fold_in(key, 2),
+            active=_active(training, batch, outputs),
         )
         losses, extra = training.rule(forward)
         if set(losses) != set(outputs.by_objective):
@@ -132,8 +176,9 @@ def _gradients(training: Training, state: TrainState, batch: Batch) -> tuple[Arr
         return losses, _HeadAux(outputs, model_state, extra)
 
     compute = objective_grads(losses_fn, encode=encode, has_aux=True, batch_argnums=1, axis_name=training.axis_name)
-    values, grads, (encoded_state, aux) = compute(state.params, batch)
-    return values, grads, aux, _merge(encoded_state, aux.model_state)
+    values, grads, (encoded_state, aux) = compute(trained_params(state.params, training.frozen), batch)
+    merged = _merge(encoded_state, aux.model_state)
+    return values, grads, aux, _with_frozen(merged, state.model_state, training.frozen)
 
 
 def _mean_over_devices(axis_name: str | None, tree: PyTree) -> PyTree:
@@ -148,32 +193,54 @@ def _merge(encoded: PyTree, decided: PyTree) -> PyTree:
     }
 
 
+def _with_frozen(new: PyTree, old: PyTree, frozen: tuple[str, ...]) -> PyTree:
+    """Return the new statistics, and the old ones of frozen modules."""
+    return {
+        collection: {name: (old if name in frozen else new)[collection][name] for name in modules}
+        for collection, modules in new.items()
+    }
+
+
 def train_step(training: Training, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
     """Take one step: losses, per-objective gradients, combiner and optimizer, new parameters and statistics."""
+    batch = _with_dropout(training, _dropout_key(state), batch)
     values, grads, aux, model_state = _gradients(training, state, batch)
+    outputs = aux.outputs
+    missing: dict[str, Any] = {}
+    logit_loss: Any = partial(_loss, training, batch, None)
+    active = _active(training, batch, outputs)
+    if active is not None:
+        missing = {"active": active}
+    if outputs.present is not None:
+        missing["present"] = outputs.present_by_objective
+        logit_loss = {name: partial(_loss, training, batch, outputs.here(name)) for name in grads.names}
+    trained = trained_params(state.params, training.frozen)
     updates, opt_state = training.tx.update(
         grads,
         state.opt_state,
-        state.params,
+        trained,
         values=values,
-        groups=parameter_groups(state.params),
+        groups=parameter_groups(trained),
         labels=batch.label,
-        logit_loss=partial(_loss, training, batch),
-        unimodal_logits=aux.outputs.unimodal_logits,
-        last_layer=aux.outputs.last_layer,
+        logit_loss=logit_loss,
+        unimodal_logits=outputs.unimodal_logits,
+        last_layer=outputs.last_layer,
         validation_values=state.validation_values,
         key=jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1),
+        **missing,
         **aux.extra,
     )
-    finite = jnp.append(jnp.isfinite(values), _all_finite(updates))
+    sound = jnp.isfinite(values) if active is None else jnp.isfinite(values) | ~active
+    finite = jnp.append(sound, _all_finite(updates))
     new_state = state.replace(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params={**state.params, **optax.apply_updates(trained, updates)},
         model_state=model_state,
         opt_state=opt_state,
         first_bad=jnp.where((state.first_bad < 0) & ~finite, state.step, state.first_bad),
     )
-    return new_state, StepMetrics(values, opt_state[0].weights)
+    told = values if active is None else jnp.where(active, values, jnp.nan)
+    return new_state, StepMetrics(told, opt_state[0].weights)
 
 
 def _all_finite(tree: PyTree) -> Array:
@@ -181,6 +248,32 @@ def _all_finite(tree: PyTree) -> Array:
 
 
 def measure_gradients(training: Training, state: TrainState, batch: Batch) -> dict[str, Array]:
-    """Return norms and cosines of the objectives' gradients at this state and batch; see `gradient_geometry`."""
-    _, grads, _, _ = _gradients(training, state, batch)
-    return gradient_geometry(grads)
+    """Return norms and cosines of the objectives' gradients at this state and batch; see `gradient_geometry`.
+
+    They are those of the step from this state; NaN where no example of the batch has the modality.
+    """
+    batch = _with_dropout(training, _dropout_key(state), batch)
+    _, grads, aux, _ = _gradients(training, state, batch)
+    return gradient_geometry(grads, active=_active(training, batch, aux.outputs))
+
+
+def reached_modules(training: Training, state: TrainState, batch: Batch, objectives: Iterable[str]) -> set[str]:
+    """Return the modules (names in `params`) that the losses of these objectives can move; traced, never run.
+
+    training: without an axis of devices. state, batch: arrays or their shapes.
+    """
+    reached: set[str] = set()
+
+    def trace(state: TrainState, batch: Batch) -> None:
+        _, grads, _, _ = _gradients(training, state, batch)
+        places = [grads.names.index(name) for name in objectives]
+        for name, tree in grads.touching.items():
+            if any(leaf[places].any() for leaf in jax.tree.leaves(tree)):
+                reached.add(name)
+
+    jax.eval_shape(trace, state, batch)
+    return reached
+
+
+def _dropout_key(state: TrainState) -> Array:
+    return jax.random.fold_in(jax.random.fold_in(state.key, state.step), 3)

@@ -9,15 +9,24 @@ import jax
 import numpy as np
 from jax import Array
 
-from mmjax.bayes.laplace import Likelihood, Posterior, empty_precision, posterior, precision, predictive, warn_of_blocks
+from mmjax.bayes.laplace import (
+    Likelihood,
+    Posterior,
+    empty_precision,
+    posteriors,
+    precision,
+    predictive,
+    warn_of_blocks,
+    zero_after,
+)
 from mmjax.data import Dataset, evaluation_batches, gather
-from mmjax.evaluation.metrics import task_metrics
+from mmjax.evaluation.metrics import expert_metrics
 from mmjax.method import Refresh
 from mmjax.models.heads import LastLayer
 from mmjax.train.predictor import BATCH
 from mmjax.train.refresher import Refresher
 from mmjax.train.run import Run
-from mmjax.train.step import Inference, prepare
+from mmjax.train.step import Inference, outputs_of, prepare
 
 PyTree = Any
 
@@ -60,14 +69,12 @@ def laplace_metrics(
     size = -(-min(BATCH, len(dataset)) // devices) * devices
     parts = []
     for batch in evaluation_batches(dataset, size):
-        inputs = jax.device_put(batch.inputs, run.route.sharded)
-        parts.append(jax.device_get(program(run.variables, posteriors, inputs)))
+        given = jax.device_put((batch.inputs, batch.present), run.route.sharded)
+        parts.append(jax.device_get(program(run.variables, posteriors, *given)))
     experts = {name: np.concatenate([part[name] for part in parts])[: len(dataset)] for name in parts[0]}
-    return {
-        f"{name}/{metric}": value
-        for name, probability in experts.items()
-        for metric, value in task_metrics(task, _as_logits(probability, likelihood), dataset.label).items()
-    }
+    logits = {name: _as_logits(probability, likelihood) for name, probability in experts.items()}
+    here = None if dataset.present is None else {m: dataset.has(m) for m in dataset.modalities}
+    return expert_metrics(task, logits, dataset.label, here)
 
 
 def _posteriors(run: Run, train: Dataset, tau: float, likelihood: Likelihood) -> dict[str, Posterior]:
@@ -79,13 +86,16 @@ def _posteriors(run: Run, train: Dataset, tau: float, likelihood: Likelihood) ->
 
     def add(carry: dict[str, Array], outputs: Any, label: Array, weight: Array) -> dict[str, Array]:
         del label
-        return {n: total + precision(*_arrays(outputs.last_layer[n]), weight, likelihood) for n, total in carry.items()}
+        return {
+            n: total + precision(*_arrays(outputs.last_layer[n]), outputs.weight_of(n, weight), likelihood)
+            for n, total in carry.items()
+        }
 
     refresh = Refresh(
         every=1,
         start=lambda state: {name: empty_precision(d, c, likelihood) for name, (d, c) in layers.items()},
         add=add,
-        finish=lambda carry, state: {name: posterior(total, tau) for name, total in carry.items()},
+        finish=lambda carry, state: posteriors(carry, tau),
     )
     return Refresher(refresh, run.inference, run.route)(run.variables, (), train)
 
@@ -98,13 +108,17 @@ def _predictive(
     variables: PyTree,
     posteriors: dict[str, Posterior],
     inputs: Any,
+    present: Array | None,
 ) -> dict[str, Array]:
-    outputs: Any = inference.model.apply(variables, prepare(inference, inputs))
+    outputs = outputs_of(inference, variables, inputs, present)
     keys = {name: jax.random.fold_in(jax.random.key(seed), k) for k, name in enumerate(sorted(posteriors))}
-    return {
-        name: predictive(posteriors[name], *_arrays(layer), keys[name], samples=samples, likelihood=likelihood)
-        for name, layer in outputs.last_layer.items()
-    }
+    found: dict[str, Array] = {}
+    after: float | Array = 0.0
+    for name, layer in outputs.last_layer.items():
+        options: dict[str, Any] = {"samples": samples, "likelihood": likelihood, "after": after}
+        found[name] = predictive(posteriors[name], *_arrays(layer), keys[name], **options)
+        after = zero_after(found[name])
+    return found
 
 
 def _arrays(layer: LastLayer) -> tuple[Array, Array, Array]:

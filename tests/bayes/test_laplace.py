@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -13,6 +15,7 @@ from mmjax.bayes import laplace
 from mmjax.bayes.laplace import (
     empty_precision,
     is_dense,
+    posteriors,
     warn_of_blocks,
 )
 
@@ -183,3 +186,28 @@ def test_a_posterior_that_is_not_positive_definite_gets_a_jitter_and_warns_once(
         jax.effects_barrier()
     assert both.jitter.tolist() == [0, 0]
     assert np.isnan(posterior(np.nan * singular, 1.0).factor).any()  # the trainer stops on it
+
+
+def test_decompositions_of_many_seeds_do_not_wait_for_each_other():
+    code = """
+import jax, jax.numpy as jnp
+from mmjax.bayes.laplace import deviations, posteriors, zero_after
+
+def draws(sums, key):
+    after, drawn = 0.0, {}
+    for name, made in posteriors(sums, 1.0).items():
+        drawn[name] = deviations(made, key, 64, after)
+        after = zero_after(drawn[name])
+    return drawn
+
+sums = {name: jnp.broadcast_to(jnp.eye(300), (8, 300, 300)) for name in "abc"}
+for _ in range(5):
+    jax.block_until_ready(jax.jit(jax.vmap(draws))(sums, jax.random.split(jax.random.key(0), 8)))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+
+
+def test_one_posterior_that_fails_leaves_the_next_alone():
+    found = posteriors({"a": jnp.full((2, 2), jnp.nan), "b": jnp.eye(2)}, 3.0)
+    assert np.isnan(found["a"].factor).any()
+    np.testing.assert_array_equal(found["b"].factor, posterior(jnp.eye(2), 3.0).factor)

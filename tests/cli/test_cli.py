@@ -134,11 +134,11 @@ def test_data_check(npz, tmp_path, capsys):
     assert "120 x 5" in out
     assert "fit for training" in out
     bad = tmp_path / "bad.npz"
-    np.savez(bad, a=np.full((4, 2), np.nan), label=np.arange(4), present=np.ones((4, 1), bool))
+    np.savez(bad, a=np.full((4, 2), np.nan), label=np.arange(4), present=np.ones((4, 2), bool))
     assert main(["data", "check", str(bad)]) == 2
     out = capsys.readouterr().out
     assert "a holds nan at [0, 0]" in out
-    assert "missing modalities are not supported yet" in out
+    assert "present has shape (4, 2); expected (4, 1)" in out
     assert "not fit for training" in out
 
 

@@ -259,7 +259,25 @@ BAD = {
     "scalar label": ({"label": np.array(1)}, r"label has shape \(\)"),
     "integer table": ({"label": np.arange(2 * N).reshape(N, 2)}, "does not say what it is"),
     "no examples": ({"label": np.zeros(0, int), "audio": np.ones((0, 1)), "image": None}, "no examples"),
-    "present": ({"present": np.ones((N, 2), bool)}, "present: missing modalities are not supported yet"),
+    "present columns": (
+        {"present": np.ones((N, 3), bool)},
+        r"present has shape \(60, 3\); expected \(60, 2\), .* a column for each of audio, image",
+    ),
+    "present rows": ({"present": np.ones((N - 1, 2), bool)}, r"present has shape \(59, 2\); expected \(60, 2\)"),
+    "present type": ({"present": np.ones((N, 2))}, "present has type float64; it must be bool"),
+    "nothing present": (
+        {"present": np.arange(N)[:, None] >= [7, 5]},
+        "present: rows 0, 1, 2, 3, 4 have no modality; leave such examples out",
+    ),
+    "one row of nothing": ({"present": np.arange(N)[:, None] != [3, 3]}, "present: row 3 has no modality"),
+    "nan that is present": (
+        {"audio": with_bad(np.nan), "present": np.arange(N)[:, None] != [5, 1]},
+        r"audio holds nan at \[40, 0, 0\]",
+    ),
+    "nobody in training": (
+        {"present": np.arange(N)[:, None] % 3 > [1, -1], "split": np.arange(N) % 3},
+        "no training example has audio",
+    ),
     "name": ({"my-audio": np.ones((N, 2))}, "modality name 'my-audio'"),
     "taken name": ({"fusion": np.ones((N, 2))}, "modality name 'fusion' is taken"),
     "split word": ({"split": np.array(["train"] * 59 + ["val"])}, r"split\[59\] is 'val'"),
@@ -444,7 +462,8 @@ def test_select_keeps_preprocessing_of_what_stays() -> None:
 
 def test_read_inputs_takes_the_modalities_only(tmp_path: Path) -> None:
     path = saved(tmp_path, label=None, extra=np.full((3, 3), "?"))
-    inputs = read_inputs(path, ("audio", "image"))
+    inputs, present = read_inputs(path, ("audio", "image"))
+    assert present is None
     assert sorted(inputs) == ["audio", "image"] and inputs["audio"].dtype == np.float32
     np.testing.assert_array_equal(inputs["image"], good()["image"])
 
@@ -456,7 +475,8 @@ def test_read_inputs_takes_the_modalities_only(tmp_path: Path) -> None:
         ({"audio": with_bad(np.nan)}, r"audio holds nan at \[5, 2, 3\]"),
         ({"audio": np.ones((3, 7, 4))}, "the same number of examples, got audio 3, image 60"),
         ({"audio": np.array([None] * N, object)}, "audio cannot be read"),
-        ({"present": np.ones((N, 2), bool)}, "missing modalities are not supported yet"),
+        ({"present": np.ones((N, 3), bool)}, r"present has shape \(60, 3\); expected \(60, 2\)"),
+        ({"present": np.arange(N)[:, None] != [3, 3]}, "present: row 3 has no modality"),
     ],
 )
 def test_bad_inputs_for_prediction(changes: dict, message: str, tmp_path: Path) -> None:

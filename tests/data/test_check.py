@@ -52,7 +52,7 @@ def test_every_problem_is_listed(tmp_path: Path) -> None:
         b=np.ones((N - 1, 2)),
         c=np.array([{}] * N, object),
         fusion=np.ones((N, 1)),
-        present=np.ones((N, 2), bool),
+        present=np.ones((N, 2), bool),  # a and b and fusion
         split=np.full(N, "training"),
         label=np.arange(N) - 2,
     )
@@ -62,7 +62,7 @@ def test_every_problem_is_listed(tmp_path: Path) -> None:
         "b has 29 examples",
         "c cannot be read",
         "'fusion' is taken",
-        "present: missing modalities",
+        f"present has shape ({N}, 2); expected ({N}, 3)",
         "split[0] is 'training'",
         "label[0] is -2",
     ):

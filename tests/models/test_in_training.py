@@ -35,19 +35,27 @@ BATCH = Batch(
 TOKENS = TransformerConfig(width=8, heads=2, layers=1, vocabulary=4, features="tokens", dropout=0.1)
 
 
-def step_shapes(fusion, **options):
+def step_shapes(fusion, batch=BATCH, **options):
     config = ModelConfig(encoders={"tokens": TOKENS}, fusion=fusion, **options)
     model = build_model(config, ("tokens", "vector"), 3, probe_heads=True)
     tx = optax.chain(mmjax.optim.joint(num_objectives=3), optax.sgd(0.1))
     training = Training(Inference(model, Task("classification", 3)), tx)
     state = jax.eval_shape(lambda: create_state(model, BATCH.inputs, tx, 3, seed=0))
-    after, metrics = jax.eval_shape(partial(train_step, training), state, BATCH)
+    after, metrics = jax.eval_shape(partial(train_step, training), state, batch)
     return state, after, metrics
 
 
 @pytest.mark.parametrize("kind", FUSIONS)
 def test_a_step_keeps_the_shapes_of_its_state(kind):
     state, after, metrics = step_shapes(FUSIONS[kind]())
+    assert jax.tree.structure(state) == jax.tree.structure(after) and metrics.values.shape == (3,)
+    assert jax.tree.leaves(state.params) == jax.tree.leaves(after.params)
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_a_step_takes_missing_modalities(kind):
+    missing = BATCH._replace(present=jnp.array([[True, False], [True, True]]))
+    state, after, metrics = step_shapes(FUSIONS[kind](), missing)
     assert jax.tree.structure(state) == jax.tree.structure(after) and metrics.values.shape == (3,)
     assert jax.tree.leaves(state.params) == jax.tree.leaves(after.params)
 

@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 import numpy as np
+from scipy.optimize import nnls
 
 from mmjax.testing import problems
 from mmjax.testing.problems import Problem
@@ -273,3 +274,137 @@ def mgda_satisfies_kkt(make) -> None:
             close((gram @ w).min(), w @ gram @ w, np.trace(gram), rtol=1e-5)
             close(outcome.flat[here], (w @ rows)[here])
             close(outcome.flat[~here], rows.sum(axis=0)[~here])
+
+
+def _dense(k: int) -> tuple[Problem, ...]:
+    """Problems of k objectives that reach every parameter: random, conflicting, of unequal lengths."""
+    return problems.random(k, "dense"), problems.conflicting(k, "dense"), problems.unequal(k, "dense")
+
+
+def pcgrad_of_two_gradients(make) -> None:
+    """Where g_1·g_2 < 0, each without its part along the other; else the plain sum."""
+    for problem in _dense(2):
+        one, two = problem.matrix.astype(np.float64)
+        product = min(one @ two, 0.0)
+        wanted = one - product / (two @ two) * two + two - product / (one @ one) * one
+        close(subject(make).update(problem).flat, wanted, problem.norm, rtol=1e-3)
+
+
+def pcgrad_draws_independent_orders(make) -> None:
+    """Three gradients: each is projected off the other two as they were, in either order; all 8 combinations come up."""
+    rows = np.array([[1.0, 0.0, 0.2], [-0.8, 0.7, 0.1], [-0.5, -0.9, 0.3]])
+    problem = problems.random(3, "dense")
+    matrix = np.zeros_like(problem.matrix)
+    matrix[:, :3] = rows
+    updates, _ = subject(make, random=True).over_keys(dataclasses.replace(problem, matrix=matrix), 256)
+
+    def projected(own: int, order: tuple[int, int]) -> np.ndarray:
+        g = rows[own].copy()
+        for other in order:
+            g -= min(g @ rows[other], 0.0) / (rows[other] @ rows[other]) * rows[other]
+        return g
+
+    others = [(1, 2), (0, 2), (0, 1)]
+    each = [[projected(k, pair), projected(k, pair[::-1])] for k, pair in enumerate(others)]
+    wanted = np.array([a + b + c for a in each[0] for b in each[1] for c in each[2]])
+    distance = np.abs(updates[:, None, :3] - wanted[None]).max(axis=-1)
+    assert distance.min(axis=1).max() < 1e-4
+    assert set(np.argmin(distance, axis=1)) == set(range(8))
+
+
+def upgrad_projects_each_gradient(make) -> None:
+    """The mean over k of the projection of g_k onto {d : J d >= 0}, by non-negative least squares in float64."""
+    for problem in _dense(3):
+        rows = problem.matrix.astype(np.float64)
+        projections = [g + rows.T @ nnls(rows.T, -g)[0] for g in rows]
+        close(subject(make).update(problem).flat, np.mean(projections, axis=0), problem.norm, rtol=1e-3)
+
+
+def cagrad_is_the_best_in_its_ball(make) -> None:
+    """c = 0.5: ‖d − ḡ‖ = c ‖ḡ‖, and min_k g_k·d is the dual's minimum over the simplex (a grid)."""
+    grid = np.array([(i, j, 200 - i - j) for i in range(201) for j in range(201 - i)]) / 200
+    for problem in (problems.random(3, "dense"), problems.random(3, "dense", seed=1)):
+        rows = problem.matrix.astype(np.float64)
+        mean, d = rows.mean(axis=0), subject(make).update(problem).flat.astype(np.float64)
+        radius = 0.5 * np.linalg.norm(mean)
+        close(np.linalg.norm(d - mean), radius, radius, rtol=1e-3)
+        along = grid @ rows
+        dual = (along @ mean + radius * np.linalg.norm(along, axis=1)).min()
+        close((rows @ d).min(), dual, problem.norm**2, rtol=2e-3)
+
+
+def imtl_g_projects_equally(make) -> None:
+    """u·g_k/‖g_k‖ is one number for all k, and the weights sum to 1."""
+    for k in (2, 3):
+        for problem in (problems.random(k, "dense"), problems.unequal(k, "dense")):
+            rows = problem.matrix.astype(np.float64)
+            outcome = subject(make).update(problem)
+            projections = rows @ outcome.flat.astype(np.float64) / np.linalg.norm(rows, axis=1)
+            close(projections, projections.mean(), np.abs(projections).max(), rtol=2e-3)
+            close(outcome.weights.sum(), 1.0, rtol=1e-3)
+            close(outcome.flat, sum_of_rows(outcome.weights, problem), problem.norm, rtol=1e-3)
+
+
+def nash_mtl_solves_its_equation(make) -> None:
+    """α > 0 and α_k (G α)_k = 1, so that the update's norm is √K."""
+    for k in (2, 3):
+        for problem in (problems.random(k, "dense"), problems.unequal(k, "dense")):
+            rows = problem.matrix.astype(np.float64)
+            outcome = subject(make).update(problem)
+            alpha = outcome.weights.astype(np.float64)
+            assert alpha.min() > 0
+            close(alpha * (rows @ rows.T @ alpha), 1.0, rtol=5e-3)
+            close(outcome.flat, sum_of_rows(alpha, problem), np.sqrt(k), rtol=5e-3)
+
+
+def aligned_mtl_is_the_nearest_orthogonal_system(make) -> None:
+    """The mean of the rows of σ_min U Vᵀ, with J = U Σ Vᵀ, in float64."""
+    for problem in (problems.random(2, "dense"), problems.random(3, "dense"), problems.conflicting(2, "dense")):
+        u, sigma, vt = np.linalg.svd(problem.matrix.astype(np.float64), full_matrices=False)
+        wanted = (sigma.min() * u @ vt).mean(axis=0)
+        close(subject(make).update(problem).flat, wanted, np.linalg.norm(wanted), rtol=1e-2)
+
+
+def mmpareto_restores_the_step(make) -> None:
+    """γ = 1.5: in each encoder 2 (w_0 g_0 + w_m g_m) at the length of the sum, elsewhere the plain sum."""
+    for problem in (problems.random(3, "encoders"), problems.conflicting(3, "encoders")):
+        rows = jax.tree.map(lambda g: g.astype(np.float64), problem.rows)
+        for form in ("stacked", "lazy"):
+            got = subject(make).update(problem, form).update
+            for m in ("audio", "gaze"):
+                k = problem.names.index(m)
+                leaves, structure = jax.tree.flatten(rows["encoder"][m])
+                one, two = (np.concatenate([leaf[i].ravel() for leaf in leaves]) for i in (0, k))
+                first = 0.5
+                if one @ two < 0:
+                    first = (two @ two - one @ two) / ((one - two) @ (one - two))
+                g = 2 * (first * one + (1 - first) * two)
+                wanted = g * max(1.0, np.linalg.norm(one + two) / np.linalg.norm(g)) * 1.5
+                found = np.concatenate([np.ravel(x) for x in structure.flatten_up_to(got["encoder"][m])])
+                close(found, wanted, problem.norm, rtol=1e-3)
+                close(got["head"][m]["kernel"], rows["head"][m]["kernel"].sum(axis=0), problem.norm)
+            close(got["fusion"]["kernel"], rows["fusion"]["kernel"].sum(axis=0), problem.norm)
+
+
+# ---- evidence --------------------------------------------------------------------------------------------------------
+
+
+def bogc_of_two_steps(make) -> None:
+    """Moving moments with decay 0.9 over two steps of one leaf, at one entry one objective dead, at one both; float64."""
+    series = np.float32([[[1, 2, 3, 0], [1, -1, 0, 0]], [[1.5, 2.2, 1, 0], [0, 3, 0, 0]]])
+    params = {"w": np.zeros(4, np.float32)}
+    tx = make(2)
+    state = tx.init(params)
+    for rows in series:
+        update, state = jax.jit(tx.update)({"w": rows}, state, params)
+    g = series.astype(np.float64)
+    rate = 0.1 / (1 - 0.9**2)
+    variance = (1 - rate) * rate * (g[1] - g[0]) ** 2
+    live = np.array([[True, True, True, False], [True, True, False, False]])
+    typical = variance[live].mean()
+    evidence = np.where(live, typical / (variance + 1e-3 * typical), 0)
+    belief = evidence / (evidence + 1)
+    weights = np.where(live.any(0), belief / np.maximum(belief.sum(0), 1e-9), 0.5)
+    fused = 1 - np.prod(1 / (evidence + 1), axis=0)
+    boldness = np.where(live.any(0), fused / fused[live.any(0)].mean(), 1)
+    close(update["w"], 2 * (weights * g[1]).sum(0) * boldness)

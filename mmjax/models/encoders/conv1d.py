@@ -71,12 +71,8 @@ class Conv1D(nn.Module):
 class Conv1DConfig(EncoderConfig):
     """One-dimensional convolutions on waveforms.
 
-    >>> Conv1DConfig(channels=16, norm="group").build().channels
-    16
-    >>> Conv1DConfig(stride=0).validate()
-    Traceback (most recent call last):
-        ...
-    ValueError: encoder option stride must be at least 1, got 0
+    >>> Conv1DConfig().name
+    'conv1d'
     """
 
     name: str = "conv1d"

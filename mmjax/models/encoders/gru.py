@@ -64,12 +64,8 @@ class GRU(nn.Module):
 class GRUConfig(EncoderConfig):
     """Gated recurrent units on sequences.
 
-    >>> GRUConfig(width=30, features="tokens").build().width
-    30
-    >>> GRUConfig(dropout=1.0).validate()
-    Traceback (most recent call last):
-        ...
-    ValueError: encoder option dropout must be in [0, 1), got 1.0
+    >>> GRUConfig().name
+    'gru'
     """
 
     name: str = "gru"

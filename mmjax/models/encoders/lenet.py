@@ -59,12 +59,8 @@ class LeNet(nn.Module):
 class LeNetConfig(EncoderConfig):
     """The published AV-MNIST LeNet.
 
-    >>> LeNetConfig(channels=6, norm="group").build().layers
-    3
-    >>> LeNetConfig(norm="layer").validate()
-    Traceback (most recent call last):
-        ...
-    ValueError: encoder option norm must be one of ('none', 'batch', 'group'), got 'layer'
+    >>> LeNetConfig(channels=6).name
+    'lenet'
     """
 
     name: str = "lenet"

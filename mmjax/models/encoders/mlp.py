@@ -48,12 +48,8 @@ class MLP(nn.Module):
 class MLPConfig(EncoderConfig):
     """Multi-layer perceptron on the flattened input.
 
-    >>> MLPConfig(width=64, dropout=0.1).build().depth
-    2
-    >>> MLPConfig(depth=0).validate()
-    Traceback (most recent call last):
-        ...
-    ValueError: encoder option depth must be at least 1, got 0
+    >>> MLPConfig(width=64).name
+    'mlp'
     """
 
     name: str = "mlp"

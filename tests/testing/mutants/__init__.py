@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from testing.mutants import balance, generic, gram, plain, randomised, value
+from testing.mutants import balance, conflicts, evidence, generic, gram, plain, randomised, scales, value
 from testing.mutants.kit import Mutant
 
 GALLERY: dict[str, Mutant] = {
@@ -12,4 +12,7 @@ GALLERY: dict[str, Mutant] = {
     **randomised.MUTANTS,
     **balance.MUTANTS,
     **gram.MUTANTS,
+    **conflicts.MUTANTS,
+    **scales.MUTANTS,
+    **evidence.MUTANTS,
 }

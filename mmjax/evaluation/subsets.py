@@ -1,4 +1,4 @@
-"""Which subsets of the modalities a study goes through."""
+"""Which subsets of the modalities a study or an evaluation goes through."""
 
 from __future__ import annotations
 

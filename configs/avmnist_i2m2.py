@@ -1,0 +1,23 @@
+"""I2M2 on AV-MNIST as published; the stages follow."""
+
+from mmjax import Config, TrainConfig
+from mmjax.data import AvMnist
+from mmjax.models import ConcatConfig, ExpertsConfig, LeNetConfig
+from mmjax.optim import JointConfig
+from mmjax.train.optimizer import SGDConfig
+
+
+def get_config() -> Config:
+    """Return the experiment."""
+    return Config(
+        data=AvMnist(path="data/avmnist", size="lenet", num_train=55_000, num_validation=5_000, num_test=10_000),
+        model=ExpertsConfig(
+            encoders={"audio": LeNetConfig(channels=3, layers=5), "image": LeNetConfig(channels=3, layers=3)},
+            inter_encoders={"audio": LeNetConfig(channels=6, layers=5), "image": LeNetConfig(channels=6, layers=3)},
+            fusion=ConcatConfig(hidden=(100,)),
+            head_hidden=(100,),
+        ),
+        method=JointConfig(),
+        optimizer=SGDConfig(learning_rate=0.01, momentum=0.0, weight_decay=1e-4, clip_norm=8.0),
+        train=TrainConfig(epochs=30, batch_size=40, select="score"),
+    )
