@@ -27,6 +27,7 @@ class MnistHalves(DataConfig):
     Training and validation are the first and the last of the 60,000 training images; a smaller training or validation
     split takes the first of its part, a smaller test split the first test images.
 
+    Example:
     >>> MnistHalves(path="data/mnist", num_train=5_000).needs
     'the four idx files of MNIST, 11 MB (--data.path FOLDER)'
     >>> MnistHalves(path="data/mnist", num_train=60_000).load()

@@ -25,6 +25,7 @@ class GenerativeConfig(ModelConfig):
 
     It has no encoders, fusion or heads of a `MultiModal`, and refuses options of theirs.
 
+    Example:
     >>> config = MRBMConfig(hidden=4, visible={"image": "gaussian"}, rounds=3)
     >>> config.kinds(("image", "tags"))
     {'image': 'gaussian', 'tags': 'binary'}
@@ -95,6 +96,7 @@ def _known(section: str, modality: str, modalities: tuple[str, ...]) -> None:
 class MRBMConfig(GenerativeConfig):
     """A multi-modal restricted Boltzmann machine.
 
+    Example:
     >>> core = MRBMConfig(hidden=4, visible={"image": "gaussian"}).core(("image", "tags"))
     >>> core.num_hidden, core.modalities
     (4, ('image', 'tags'))
@@ -121,6 +123,7 @@ class MRBMConfig(GenerativeConfig):
 class MDRNNConfig(GenerativeConfig):
     """A multi-modal deep recurrent network.
 
+    Example:
     >>> core = MDRNNConfig(hidden=6, stacks={"image": (4,), "tags": (5, 3)}).core(("image", "tags"))
     >>> core.depth, core.modalities
     (2, ('image', 'tags'))

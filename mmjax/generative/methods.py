@@ -43,6 +43,7 @@ class Losses(NamedTuple):
 class GenerativeMethod(MethodConfig):
     """What trains a generative model: the weighted sum of its losses, a sparsity penalty besides.
 
+    Example:
     >>> HybridConfig(chains=100).names(("audio", "image")), HybridConfig(chains=100).num_chains
     (('fusion', 'audio', 'image'), 100)
     >>> PCDConfig(sparsity_target=1.0).validate()
@@ -124,6 +125,7 @@ def _weighted(values: dict[str, Array], weights: Mapping[str, float], chains: di
 class PCDConfig(GenerativeMethod):
     """Maximum likelihood of the joint, by persistent contrastive divergence.
 
+    Example:
     >>> PCDConfig(chains=100).num_chains, PCDConfig().names(("audio", "image"))
     (100, ('fusion',))
     >>> PCDConfig(steps=0).validate()
@@ -170,6 +172,7 @@ class PCDConfig(GenerativeMethod):
 class CDPercLossConfig(GenerativeMethod):
     """Variation of information by a perceptron loss on samples of the conditionals (CD-PercLoss).
 
+    Example:
     >>> CDPercLossConfig(steps=5).names(("audio", "image"))
     ('audio', 'image')
     >>> CDPercLossConfig(steps=0).validate()
@@ -205,6 +208,7 @@ class CDPercLossConfig(GenerativeMethod):
 class MultiPredictionConfig(GenerativeMethod):
     """Multi-prediction: recurrent inference of each modality from the others, trained by backpropagation.
 
+    Example:
     >>> MultiPredictionConfig(n_steps=10, backprop_steps=5).names(("audio", "image"))
     ('audio', 'image')
     >>> MultiPredictionConfig(keep_max=2.0).validate()
@@ -254,6 +258,7 @@ class MultiPredictionConfig(GenerativeMethod):
 class HybridConfig(MultiPredictionConfig):
     """alpha times multi-prediction plus 1 - alpha times maximum likelihood.
 
+    Example:
     >>> HybridConfig(alpha=0.9).names(("audio", "image"))
     ('fusion', 'audio', 'image')
     >>> HybridConfig(alpha=-0.1).validate()
@@ -312,6 +317,7 @@ class RecurrentConfig(GenerativeMethod):
     fine-tuning for the rest. Before fine-tuning the values are reconstruction errors ("fusion": of the joint units); an
     objective that a level does not have weighs 0, and its value is then 0 and means nothing.
 
+    Example:
     >>> config = RecurrentConfig(pretrain_steps=100, directions=("audio",))
     >>> config.check(MDRNN({"audio": "binary", "image": "binary"}, {"audio": (4,), "image": (4,)}, num_hidden=3))
     >>> config.check(MRBM({"audio": "binary", "image": "binary"}, num_hidden=3))

@@ -153,7 +153,7 @@ def agm_objectives(forward: Forward, alpha: float = 1.0, permutations: int = 4) 
     ...     return Outputs(dict(z), dict(z), z["a"] + z["b"], {})
     >>> forward = Forward(
     ...     outputs=decide(features), label=label, decide=decide, mean_over_devices=lambda x: x, key=jax.random.key(0),
-    ...     loss=lambda logits: optax.softmax_cross_entropy_with_integer_labels(logits, label).mean(),
+    ...     loss=lambda logits, of=None: optax.softmax_cross_entropy_with_integer_labels(logits, label).mean(),
     ...     state=agm(num_objectives=3).init({}),
     ... )
     >>> losses, extra = agm_objectives(forward)
@@ -273,6 +273,7 @@ def _of_modalities(name: str, given: Any, k: int) -> Array:
 class AgmConfig(MethodConfig):
     """Joint training that scales each modality's share of the logits by how far ahead it is.
 
+    Example:
     >>> AgmConfig().name
     'agm'
     """

@@ -55,13 +55,13 @@ def print_results(
 
     >>> metrics = {"fusion/r2": 0.5, "fusion/mse": 2.0, "fusion/mae": 1.0, "wall_seconds": 3.0}
     >>> print_results(metrics, ["fusion"], Task("regression", 1), Console(width=40, no_color=True))
-                Test split             
+                Test split
     ┏━━━━━━━━┳━━━━━━━━┳━━━━━━━┳━━━━━━━┓
     ┃ expert ┃     R2 ┃   MSE ┃   MAE ┃
     ┡━━━━━━━━╇━━━━━━━━╇━━━━━━━╇━━━━━━━┩
     │ fusion │ 0.5000 │ 2.000 │ 1.000 │
     └────────┴────────┴───────┴───────┘
-    wall time 3.0 s                    
+    wall time 3.0 s
     """
     (console or Console()).print(results_table(metrics, names, task))
 

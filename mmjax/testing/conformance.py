@@ -18,7 +18,7 @@ class BrokenPropertiesError(AssertionError):
 
     >>> print(BrokenPropertiesError([Violation("finite", None, "the update is NaN")]))
     1 property does not hold
-
+    <BLANKLINE>
     finite: the update is NaN
     """
 

@@ -63,6 +63,7 @@ def overlap_risk(missing: int, w: float, dim: int = 100) -> float:
 class Overlap(DataConfig):
     """The synthetic study's data: modalities x1 to xk, each overlapping the first one by w; y is their sum.
 
+    Example:
     >>> splits = Overlap(w=1.0, dim=3, k=2, train_examples=5, validation_examples=5, test_examples=5).load()
     >>> splits.train.modalities, splits.train.inputs["x2"].shape, splits.train.task.kind
     (('x1', 'x2'), (5, 3), 'regression')

@@ -64,6 +64,7 @@ def strong_weak_gammas(key: Array, n: int, repetitions: int) -> NDArray[np.float
 class StrongWeak(DataConfig):
     """Five strong and forty weak linear inputs: with few samples the weak modality does harm; oracle risk 1.
 
+    Example:
     >>> splits = StrongWeak(train_examples=5, validation_examples=5, test_examples=5).load()
     >>> {m: x.shape for m, x in splits.train.inputs.items()}
     {'strong': (5, 5), 'weak': (5, 40)}

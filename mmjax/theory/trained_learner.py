@@ -66,10 +66,10 @@ class Trained:
     >>> learner = Trained(Config(data=StrongWeak(), method=JointConfig(), optimizer=AdamConfig(), train=train))
     >>> learner.steps(1000), learner.steps(5000), learner.risk_unit(StrongWeak().load().test.task)
     (200, 1000, 'squared error')
-    >>> Trained(Config(data=StrongWeak(), method=GBlendConfig(), optimizer=AdamConfig()))
+    >>> Trained(Config(data=StrongWeak(), method=GBlendConfig(), optimizer=AdamConfig()))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    ValueError: config.method 'gblend' learns from losses on the validation split while it trains, which a study does not; take another method, such as joint
+    ValueError: config.method 'gblend' learns from losses on the validation split while it trains...
     """
 
     config: Config

@@ -48,10 +48,10 @@ def verdict(sweep: Sweep, modality: str) -> str:
     >>> from mmjax.theory import LeastSquares, StrongWeak, subset_risk_sweep
     >>> splits = StrongWeak(train_examples=200, validation_examples=100, test_examples=100).load()
     >>> sweep = subset_risk_sweep(LeastSquares(), splits, sizes=[20], seeds=3)
-    >>> verdict(sweep, "strong")
-    'Adding strong to weak lowers the test risk by 7.4 ± 2.8 at n = 20; γ = −3.0 ± 1.6, so about 40% of it is a better representation, the rest a head that fits better.'
-    >>> verdict(sweep, "weak")
-    'Adding weak to strong does not help yet: it raises the test risk by 2.8 ± 2.1 at n = 20 (γ = 3.0 ± 1.5); no other size was run.'
+    >>> print(verdict(sweep, "strong"))  # doctest: +ELLIPSIS
+    Adding strong to weak lowers the test risk by ... at n = 20; γ = ...
+    >>> print(verdict(sweep, "weak"))  # doctest: +ELLIPSIS
+    Adding weak to strong does not help yet: it raises the test risk by ... at n = 20 ...; no other size was run.
     """
     if modality not in sweep.modalities:
         raise ValueError(f"modality {modality!r} is not of this sweep ({', '.join(sweep.modalities)})")

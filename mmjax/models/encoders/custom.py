@@ -20,6 +20,7 @@ from mmjax.models.adapters import PureEncoder
 class CustomConfig(EncoderConfig):
     """A linen module, a pure function, or a factory of modules, found by its import path.
 
+    Example:
     >>> config = CustomConfig(path="mmjax.models:MLP", options={"width": 8})
     >>> config.build().width
     8
