@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # annotations only: this module imports nothing of the librar
 class DataConfig:
     """Where the data come from. Subclasses: one a source, in `mmjax.data`.
 
+    Example:
     >>> from mmjax.data import Planted
     >>> splits = Planted(train_examples=100, modalities=("a",)).load()  # a subclass: one a source
     >>> len(splits.train), splits.train.modalities
@@ -48,6 +49,7 @@ class DataConfig:
 class EncoderConfig:
     """One modality's encoder. Subclasses in `mmjax.models.encoders`.
 
+    Example:
     >>> from mmjax.models import MLPConfig
     >>> MLPConfig(width=32).name  # a subclass: one a kind; MLPConfig(...).build(dtype=...) is its linen module
     'mlp'
@@ -65,6 +67,7 @@ class EncoderConfig:
 class FusionConfig:
     """The fusion head. Subclasses in `mmjax.models.fusion`.
 
+    Example:
     >>> from mmjax.models import ConcatConfig
     >>> import jax.numpy as jnp
     >>> type(ConcatConfig(hidden=(16,)).build(10, dtype=jnp.float32)).__name__
@@ -86,6 +89,7 @@ class FusionConfig:
 class ModelConfig:
     """Encoders, fusion and uni-modal heads.
 
+    Example:
     >>> from mmjax.models import LeNetConfig, SumConfig
     >>> ModelConfig(encoders={"image": LeNetConfig()}, fusion=SumConfig(), dtype="bfloat16").encoders["image"].name
     'lenet'
@@ -143,6 +147,7 @@ class MethodContext:
 class MethodConfig:
     """A way of balancing: an objective rule and a combiner. Subclasses: one a method, in `mmjax.optim`.
 
+    Example:
     >>> from mmjax.optim import METHODS
     >>> METHODS["mimo"].kind, METHODS["pcgrad"].kind, METHODS["ogm"].kind
     ('value', 'gradient', 'balance')
@@ -185,6 +190,7 @@ class MethodConfig:
 class OptimizerConfig:
     """What turns the combined gradient into a step. Subclasses in `mmjax.train.optimizer`.
 
+    Example:
     >>> from mmjax.train.optimizer import AdamConfig, CosineConfig
     >>> tx = AdamConfig(learning_rate=3e-4, clip_norm=1.0, schedule=CosineConfig()).build(total_steps=100)
     >>> callable(tx.init) and callable(tx.update)  # an optax.GradientTransformation
@@ -211,6 +217,7 @@ class OptimizerConfig:
 class TrainConfig:
     """The training run itself.
 
+    Example:
     >>> TrainConfig(epochs=3, batch_size=128, early_stopping=5).monitor_every
     50
     """
@@ -253,6 +260,7 @@ class StageConfig:
     Parts of a model are named "encoder/audio", "head/audio", "fusion"; "audio" means all that is audio's, "encoder" every
     encoder. In a product of experts an expert's name ("audio", "inter") means its encoder and its head.
 
+    Example:
     >>> StageConfig(title="together", frozen=("encoder",)).frozen
     ('encoder',)
     """
@@ -280,6 +288,7 @@ class StageConfig:
 class Config:
     """A whole experiment.
 
+    Example:
     >>> from mmjax.data import Planted
     >>> from mmjax.optim import MimoConfig
     >>> from mmjax.train.optimizer import AdamConfig

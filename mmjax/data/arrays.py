@@ -279,6 +279,7 @@ class Npz(DataConfig):
 
     The file holds one array a modality, `label`, and optionally `split` and `present`, as `from_arrays` takes them.
 
+    Example:
     >>> import tempfile, pathlib
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder) / "mine.npz"

@@ -31,6 +31,7 @@ class AvDigits(DataConfig):
     well behind what it reaches on its own.
     Raises ValueError for a modality that the set does not hold, and for a rate of `missing` out of range.
 
+    Example:
     >>> splits = AvDigits().load()
     >>> splits.train.modalities, len(splits.train), splits.train.inputs["audio"].shape
     (('audio', 'image'), 3291, (3291, 20, 16))

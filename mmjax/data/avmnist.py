@@ -117,6 +117,7 @@ class AvMnist(DataConfig):
     Raises FileNotFoundError when the folder is not there or not complete, and ValueError when one of its files is not
     what was written, when a count is out of range and for an unknown size or modality, or a rate out of range.
 
+    Example:
     >>> AvMnist(path="no/such/folder").load()  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
     FileNotFoundError: ...

@@ -22,6 +22,7 @@ class ImageTags(DataConfig):
     the topics through tanh with noise, standardised by the training split; a tag is set with a probability that is
     logistic in the topics, rare tags more rarely (about 1 % on the whole). For the real thing take the source `npz`.
 
+    Example:
     >>> small = ImageTags(image_features=6, tags=5, labels=3, train_examples=50, validation_examples=9, test_examples=9)
     >>> train = small.load().train
     >>> train.inputs["image"].shape, train.inputs["tags"].shape, train.label.shape

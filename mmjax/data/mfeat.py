@@ -52,6 +52,7 @@ class Mfeat(DataConfig):
     digit of a row is its number // 200. Splits are drawn by class; features are standardised over training. Six digits
     stand in the published files twice; nothing is removed, so up to 6 test digits may also be in training.
 
+    Example:
     >>> Mfeat(path="no/such/folder", modalities=("fou", "kar")).load()  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
     FileNotFoundError: ...

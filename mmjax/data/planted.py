@@ -64,6 +64,7 @@ class Planted(DataConfig):
     A group of modalities is written "a+b". The modalities are all that `unique`, `redundant` and `synergistic` name;
     `unique={"c": 0.0}` adds one that says nothing.
 
+    Example:
     >>> splits = Planted(unique={"a": 0.5, "b": 0.5}, redundant={}, synergistic={}, train_examples=200).load()
     >>> splits.train.inputs["a"].shape, splits.train.task.num_outputs
     ((200, 8), 4)

@@ -197,6 +197,7 @@ class ExpertsConfig(ModelConfig):
     `encoders` and `head_hidden` are those of the experts of single modalities, `inter_encoders` and `fusion` those of
     the expert of all of them; none are shared.
 
+    Example:
     >>> ExpertsConfig(experts="intra").experts
     'intra'
     """

@@ -249,6 +249,7 @@ def _of_modalities(name: str, given: Any, k: int) -> Array:
 class AgmConfig(MethodConfig):
     """Joint training that scales each modality's share of the logits by how far ahead it is.
 
+    Example:
     >>> AgmConfig().name
     'agm'
     """

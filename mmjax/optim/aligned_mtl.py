@@ -74,6 +74,7 @@ def aligned_mtl(
 class AlignedMtlConfig(MeanGramConfig):
     """The mean of the gradients' nearest orthogonal system: condition number 1, no objective dominates.
 
+    Example:
     >>> AlignedMtlConfig(scale="sum").scale
     'sum'
     """

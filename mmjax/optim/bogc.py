@@ -433,6 +433,7 @@ def _mean(values: Sequence[tuple[Array, int]]) -> Array:
 class BogcConfig(MethodConfig):
     """Every entry of each gradient weighs by its evidence: certain ones more, uncertain ones less.
 
+    Example:
     >>> BogcConfig(moments="ema", level="parameters").moments
     'ema'
     """

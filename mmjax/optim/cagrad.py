@@ -105,6 +105,7 @@ def cagrad(
 class CagradConfig(MeanGramConfig):
     """Near the mean gradient, the direction whose worst objective improves most.
 
+    Example:
     >>> CagradConfig(c=0.4).c
     0.4
     """

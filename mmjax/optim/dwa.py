@@ -93,6 +93,7 @@ def dwa(
 class DwaConfig(MethodConfig):
     """The loss that has fallen least over the last two epochs gets the most weight.
 
+    Example:
     >>> DwaConfig().name
     'dwa'
     """

@@ -95,6 +95,7 @@ def famo(
 class FamoConfig(MethodConfig):
     """All losses are to fall at one rate: the weights are learned from how fast each fell.
 
+    Example:
     >>> FamoConfig().name
     'famo'
     """

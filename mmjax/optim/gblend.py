@@ -142,6 +142,7 @@ def _validation_values(observed: Observed) -> Array:
 class GBlendConfig(MethodConfig):
     """Weights by how much each objective generalises for how much it overfits, re-estimated every n epochs.
 
+    Example:
     >>> GBlendConfig().name
     'gblend'
     """

@@ -125,6 +125,7 @@ def graddrop(*, num_objectives: int | None = None) -> optax.GradientTransformati
 class GradDropConfig(MethodConfig):
     """At each entry of the gradient one sign is drawn, and what has the other one is dropped.
 
+    Example:
     >>> GradDropConfig().name
     'graddrop'
     """

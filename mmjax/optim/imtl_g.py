@@ -95,6 +95,7 @@ def imtl_g(
 class ImtlGConfig(MeanGramConfig):
     """The combination on which all gradients have equal projections.
 
+    Example:
     >>> ImtlGConfig(negative="mean").negative
     'mean'
     """

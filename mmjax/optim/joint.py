@@ -96,6 +96,7 @@ def joint(*, num_objectives: int | None = None) -> optax.GradientTransformationE
 class JointConfig(MethodConfig):
     """The fusion loss alone; the uni-modal heads are probes on stop_gradient(features).
 
+    Example:
     >>> JointConfig().probe_heads
     True
     """

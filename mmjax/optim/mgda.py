@@ -66,6 +66,7 @@ def mgda(
 class MgdaConfig(MeanGramConfig):
     """The shortest convex combination of the gradients: no objective gets worse.
 
+    Example:
     >>> MgdaConfig(level="features").level
     'features'
     """

@@ -141,6 +141,7 @@ def mimo(
 class MimoConfig(MethodConfig):
     """The fusion loss plus a smoothed penalty on the worst uni-modal loss.
 
+    Example:
     >>> MimoConfig(penalty=2.0).penalty
     2.0
     """

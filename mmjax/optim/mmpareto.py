@@ -203,6 +203,7 @@ def _encoders(rows: GradientRows, groups: Any) -> Mapping[int, list[int]]:
 class MMParetoConfig(MethodConfig):
     """In each encoder, the fusion's and the modality's gradient without conflict, the step size restored.
 
+    Example:
     >>> MMParetoConfig(gamma=1.2).gamma
     1.2
     """

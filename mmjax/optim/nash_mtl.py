@@ -107,6 +107,7 @@ def nash_mtl(
 class NashMtlConfig(GramConfig):
     """The bargaining solution: every objective's relative gain weighs the same.
 
+    Example:
     >>> NashMtlConfig(max_norm=1.0).max_norm
     1.0
     """

@@ -265,6 +265,7 @@ def _check_arguments(method: str, unimodal_logits: Any, labels: Any, groups: Any
 class OgmConfig(MethodConfig):
     """Joint training that slows down the encoder of the modality that is ahead.
 
+    Example:
     >>> OgmConfig().name
     'ogm'
     """
@@ -321,6 +322,7 @@ class OgmConfig(MethodConfig):
 class OgmGeConfig(OgmConfig):
     """OGM with noise on the encoders' gradients, of their own spread.
 
+    Example:
     >>> OgmGeConfig().name
     'ogm_ge'
     """

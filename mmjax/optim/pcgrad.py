@@ -91,6 +91,7 @@ def pcgrad(
 class PcgradConfig(GramConfig):
     """Each gradient projected off those that it conflicts with, in random order; then the sum.
 
+    Example:
     >>> PcgradConfig().kind
     'gradient'
     """

@@ -48,6 +48,7 @@ def rlw(*, scale: Scale = "mean", num_objectives: int | None = None) -> optax.Gr
 class RlwConfig(MethodConfig):
     """Random weights, drawn anew each step: what a method that computes them must beat.
 
+    Example:
     >>> RlwConfig().name
     'rlw'
     """

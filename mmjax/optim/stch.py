@@ -89,6 +89,7 @@ def _each(name: str, given: Any, k: int, default: float) -> Array:
 class StchConfig(MethodConfig):
     """A smooth maximum over all losses, the fusion's among them: the worst objective gets the attention.
 
+    Example:
     >>> StchConfig().name
     'stch'
     """

@@ -67,6 +67,7 @@ def uncertainty(
 class UncertaintyConfig(MethodConfig):
     """Every loss divided by a variance that is learned beside it.
 
+    Example:
     >>> UncertaintyConfig().name
     'uncertainty'
     """

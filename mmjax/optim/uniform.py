@@ -76,6 +76,7 @@ def uniform(*, num_objectives: int | None = None) -> optax.GradientTransformatio
 class UniformConfig(MethodConfig):
     """Plain sum of the fusion loss and every uni-modal loss: the control.
 
+    Example:
     >>> UniformConfig().backward_passes
     '1'
     """

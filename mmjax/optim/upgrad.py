@@ -82,6 +82,7 @@ def upgrad(
 class UpgradConfig(MeanGramConfig):
     """The mean of the gradients, each projected so that no objective gets worse.
 
+    Example:
     >>> UpgradConfig(scope="all").scope
     'all'
     """

@@ -71,6 +71,7 @@ class Conv1D(nn.Module):
 class Conv1DConfig(EncoderConfig):
     """One-dimensional convolutions on waveforms.
 
+    Example:
     >>> Conv1DConfig().name
     'conv1d'
     """

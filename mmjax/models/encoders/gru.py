@@ -64,6 +64,7 @@ class GRU(nn.Module):
 class GRUConfig(EncoderConfig):
     """Gated recurrent units on sequences.
 
+    Example:
     >>> GRUConfig().name
     'gru'
     """

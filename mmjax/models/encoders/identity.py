@@ -33,6 +33,7 @@ class Identity(nn.Module):
 class IdentityConfig(EncoderConfig):
     """No encoder: features made elsewhere.
 
+    Example:
     >>> IdentityConfig().name
     'identity'
     """

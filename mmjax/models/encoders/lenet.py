@@ -59,6 +59,7 @@ class LeNet(nn.Module):
 class LeNetConfig(EncoderConfig):
     """The published AV-MNIST LeNet.
 
+    Example:
     >>> LeNetConfig(channels=6).name
     'lenet'
     """

@@ -48,6 +48,7 @@ class MLP(nn.Module):
 class MLPConfig(EncoderConfig):
     """Multi-layer perceptron on the flattened input.
 
+    Example:
     >>> MLPConfig(width=64).name
     'mlp'
     """

@@ -110,6 +110,7 @@ class ResNet18(nn.Module):
 class ResNet18Config(EncoderConfig):
     """ResNet-18 on images or spectrograms.
 
+    Example:
     >>> ResNet18Config().name
     'resnet18'
     """

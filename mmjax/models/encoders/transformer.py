@@ -80,6 +80,7 @@ class Transformer(nn.Module):
 class TransformerConfig(EncoderConfig):
     """Transformer on sequences or tokens.
 
+    Example:
     >>> TransformerConfig().name
     'transformer'
     """

@@ -70,6 +70,7 @@ class ViT(nn.Module):
 class ViTConfig(EncoderConfig):
     """Vision Transformer on images or spectrograms.
 
+    Example:
     >>> ViTConfig().name
     'vit'
     """

@@ -146,6 +146,7 @@ def _check(config: CrossAttentionConfig | BottleneckConfig) -> None:
 class CrossAttentionConfig(FusionConfig):
     """Cross-attention from each modality's tokens to those of all others.
 
+    Example:
     >>> CrossAttentionConfig().name
     'cross_attention'
     """
@@ -173,6 +174,7 @@ class CrossAttentionConfig(FusionConfig):
 class BottleneckConfig(FusionConfig):
     """Attention bottlenecks.
 
+    Example:
     >>> BottleneckConfig().name
     'bottleneck'
     """

@@ -100,6 +100,7 @@ class MultiplicativeFusion(nn.Module):
 class FiLMConfig(FusionConfig):
     """Feature-wise linear modulation of one modality by the other; two modalities only.
 
+    Example:
     >>> FiLMConfig().name
     'film'
     """
@@ -127,6 +128,7 @@ class FiLMConfig(FusionConfig):
 class MultiplicativeConfig(FusionConfig):
     """Multiplicative interactions of two modalities.
 
+    Example:
     >>> MultiplicativeConfig().name
     'multiplicative'
     """

@@ -124,6 +124,7 @@ def check_absent(absent: str) -> None:
 class ConcatConfig(FusionConfig):
     """Concatenated features, hidden layers, one linear layer.
 
+    Example:
     >>> ConcatConfig(hidden=(64,)).name
     'concat'
     """
@@ -148,6 +149,7 @@ class ConcatConfig(FusionConfig):
 class SumConfig(FusionConfig):
     """Sum of linear maps of the features, ReLU, hidden layers, one linear layer.
 
+    Example:
     >>> SumConfig().name
     'sum'
     """
@@ -173,6 +175,7 @@ class SumConfig(FusionConfig):
 class GatedConfig(FusionConfig):
     """Gated multi-modal unit, hidden layers, one linear layer.
 
+    Example:
     >>> GatedConfig().name
     'gated'
     """

@@ -164,6 +164,7 @@ def weighted_decisions(decisions: Mapping[str, HeadOutput], weights: Array) -> H
 class ProductConfig(FusionConfig):
     """Product of the uni-modal probabilities: the sum of their logits.
 
+    Example:
     >>> ProductConfig().name
     'product'
     """
@@ -182,6 +183,7 @@ class ProductConfig(FusionConfig):
 class LateConfig(FusionConfig):
     """Mean of the uni-modal logits.
 
+    Example:
     >>> LateConfig().name
     'late'
     """
@@ -198,6 +200,7 @@ class LateConfig(FusionConfig):
 class UncertaintyWeightedConfig(FusionConfig):
     """Uni-modal logits weighted by their energy, as QMF does; for classification.
 
+    Example:
     >>> UncertaintyWeightedConfig().name
     'uncertainty_weighted'
     """
@@ -216,6 +219,7 @@ class UncertaintyWeightedConfig(FusionConfig):
 class EvidentialConfig(FusionConfig):
     """Uni-modal opinions fused by the reduced Dempster rule; for classification.
 
+    Example:
     >>> EvidentialConfig().name
     'evidential'
     """

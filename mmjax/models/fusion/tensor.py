@@ -118,6 +118,7 @@ class LowRankTensorFusion(nn.Module):
 class TensorConfig(FusionConfig):
     """The outer product of all features.
 
+    Example:
     >>> TensorConfig().name
     'tensor'
     """
@@ -145,6 +146,7 @@ class TensorConfig(FusionConfig):
 class LowRankTensorConfig(FusionConfig):
     """Low-rank tensor fusion.
 
+    Example:
     >>> LowRankTensorConfig().name
     'low_rank_tensor'
     """
