@@ -26,7 +26,8 @@ def test_token_numbers_reach_the_encoder_as_integers_and_are_not_standardised():
     words = np.arange(40 * 3).reshape(40, 3)
     train = from_arrays(arrays(words), LABEL, tokens=["words"], split=np.arange(40) // 20 * 2).train
     given = train.preprocess["words"](train.inputs["words"])
-    assert given.dtype == np.int32 and np.array_equal(given, words[: len(given)])
+    assert given.dtype == np.int32 and len(given) > 10
+    np.testing.assert_array_equal(given, words[given[:, 0] // 3])  # some rows of these, unchanged
     assert from_json(to_json(train.preprocess["words"])) == TokenNumbers()
 
 
