@@ -1,4 +1,11 @@
-"""I2M2 on AV-MNIST as published; the stages follow."""
+"""I2M2 on AV-MNIST in the published setting: LeNets with 3 channels for the experts alone, with 6 for the joint one.
+
+mmjax data prepare avmnist --mnist DIR --speech DIR --noise DIR --out data/avmnist
+mmjax train configs/avmnist_i2m2.py --data.path data/avmnist --workdir runs/avmnist_i2m2
+mmjax train configs/avmnist_i2m2.py --data.path data/avmnist --model.experts inter --optimizer.learning_rate 0.1
+
+Sizes, optimizer, batch, epochs and clipping are the published ones; training is from scratch, with one learning rate.
+"""
 
 from mmjax import Config, TrainConfig
 from mmjax.data import AvMnist

@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from rich.console import Console
@@ -24,7 +24,8 @@ from rich.table import Table
 from mmjax.commands import theory
 from mmjax.config import Config
 from mmjax.config_file import load_config
-from mmjax.data import SOURCES, avmnist, describe, read_inputs
+from mmjax.data import SOURCES, avmnist, describe, health_arrays, question_arrays, read_inputs
+from mmjax.data.questions import Answers
 from mmjax.generative.reader import Reader
 from mmjax.optim import METHODS
 from mmjax.overrides import HELP, override
@@ -117,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     check = actions.add_parser("check", help="say what an npz file holds and what is wrong with it")
     check.add_argument("file", metavar="FILE.npz", type=Path)
     check.set_defaults(command=_data_check)
-    prepare = actions.add_parser("prepare", help="make a data set from its original files")
+    prepare = actions.add_parser("prepare", help="make a data set from its original files, or make one up")
     sources = prepare.add_subparsers(required=True, metavar="SOURCE")
     make = sources.add_parser("avmnist", help="degraded MNIST images with noisy spoken digits", allow_abbrev=False)
     make.add_argument("--mnist", type=Path, required=True, help="folder of the four idx files of MNIST")
@@ -126,6 +127,20 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--out", type=Path, required=True, help="folder to make")
     make.add_argument("--seed", type=int, default=0, help="seed of pairing, crops and noise")
     make.set_defaults(command=_prepare_avmnist)
+    patients = sources.add_parser(
+        "health", help="made-up health records, for configs/health_i2m2.py", allow_abbrev=False
+    )
+    patients.add_argument("--examples", type=int, default=6000, help="number of patients")
+    asked = sources.add_parser(
+        "questions", help="made-up questions on pictures, for configs/questions_i2m2.py", allow_abbrev=False
+    )
+    asked.add_argument("--examples", type=int, default=8000, help="number of questions")
+    asked.add_argument("--answers", choices=get_args(Answers), default="two-class", help="one answer, or several")
+    for made in (patients, asked):
+        made.add_argument("--out", type=Path, required=True, help="npz file to write")
+        made.add_argument("--seed", type=int, default=0, help="seed of the examples")
+    patients.set_defaults(command=_prepare_health)
+    asked.set_defaults(command=_prepare_questions)
     return parser
 
 
@@ -329,6 +344,23 @@ def _prepare_avmnist(options: argparse.Namespace, console: Console) -> int:
         manifest = avmnist.prepare(options.mnist, options.speech, options.noise, options.out, options.seed, tell)
     sizes = ", ".join(f"{split} {end - begin:,}" for split, (begin, end) in manifest["splits"].items())
     console.print(f"wrote {options.out}: {sizes} pairs", markup=False, soft_wrap=True)
+    return 0
+
+
+def _prepare_health(options: argparse.Namespace, console: Console) -> int:
+    return _write_npz(options.out, health_arrays(options.examples, options.seed), console)
+
+
+def _prepare_questions(options: argparse.Namespace, console: Console) -> int:
+    return _write_npz(options.out, question_arrays(options.examples, options.answers, options.seed), console)
+
+
+def _write_npz(path: Path, arrays: Mapping[str, np.ndarray], console: Console) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:  # numpy would add .npz to a name without it
+        np.savez(file, allow_pickle=False, **arrays)
+    shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+    console.print(f"wrote {path}: {shapes}", markup=False, soft_wrap=True)
     return 0
 
 

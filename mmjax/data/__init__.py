@@ -9,12 +9,15 @@ from mmjax.data.avmnist import AvMnist
 from mmjax.data.batches import Batch, as_input, batch_indices, evaluation_batches, gather
 from mmjax.data.check import Report, describe
 from mmjax.data.dataset import Dataset, Splits, Task
+from mmjax.data.health import health_arrays
 from mmjax.data.image_tags import ImageTags
 from mmjax.data.mfeat import Mfeat
 from mmjax.data.missing import with_missing
 from mmjax.data.mnist_halves import MnistHalves
 from mmjax.data.planted import Planted, PlantedTruth, planted_posterior, planted_truth
+from mmjax.data.questions import question_arrays
 from mmjax.data.standardize import Standardize
+from mmjax.data.tokens import TokenNumbers
 from mmjax.data.validation import check_splits, require_complete, select, validate
 
 SOURCES: dict[str, type[DataConfig]] = {
@@ -44,6 +47,7 @@ __all__ = [
     "Splits",
     "Standardize",
     "Task",
+    "TokenNumbers",
     "as_input",
     "batch_indices",
     "check_splits",
@@ -51,8 +55,10 @@ __all__ = [
     "evaluation_batches",
     "from_arrays",
     "gather",
+    "health_arrays",
     "planted_posterior",
     "planted_truth",
+    "question_arrays",
     "read_inputs",
     "require_complete",
     "select",

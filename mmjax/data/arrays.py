@@ -16,6 +16,7 @@ from mmjax.config import DataConfig
 from mmjax.data.dataset import Dataset, Splits, Task, TaskKind
 from mmjax.data.splitting import TRAIN, assign, split_problems
 from mmjax.data.standardize import Standardize, fit_standardize
+from mmjax.data.tokens import TokenNumbers, token_problems
 from mmjax.data.validation import (
     check_splits,
     chosen_modalities,
@@ -44,6 +45,7 @@ def array_problems(
     task: TaskChoice = "auto",
     num_outputs: int = 0,
     images: Iterable[str] = (),
+    tokens: Iterable[str] = (),
 ) -> list[str]:
     """Return everything that keeps arrays from being a data set; empty if nothing does.
 
@@ -68,6 +70,11 @@ def array_problems(
             problems.append(f"images names {name!r}, which is not a modality ({', '.join(sorted(inputs))})")
         elif inputs[name].ndim not in (3, 4):
             problems.append(f"images names {name}, whose shape is {inputs[name].shape}; an image is [N, H, W(, C)]")
+    for name in tokens:
+        if name not in inputs:
+            problems.append(f"tokens names {name!r}, which is not a modality ({', '.join(sorted(inputs))})")
+        else:
+            problems += token_problems(name, inputs[name])
     return problems
 
 
@@ -106,6 +113,7 @@ def from_arrays(
     images: Iterable[str] = (),
     standardize: bool = True,
     raw: Iterable[str] = (),
+    tokens: Iterable[str] = (),
     validation_fraction: float = 0.1,
     test_fraction: float = 0.2,
     split_seed: int = 0,
@@ -125,6 +133,7 @@ def from_arrays(
       is off learns at another speed, and that imbalance would be the file's and not the data's. It is done in
       `preprocess`, so the arrays and later inputs stay raw.
     raw: modalities that are not standardised all the same, such as tags of 0 and 1 for binary units.
+    tokens: modalities whose integers [N, T] are token numbers, 0 for padding; encoders get them as int32.
 
     Warns (UserWarning) of classes that training lacks and of labels that look like another kind of task.
 
@@ -140,8 +149,17 @@ def from_arrays(
     label = np.asarray(label)
     split = None if split is None else np.asarray(split)
     present = None if present is None else np.asarray(present)
-    images, raw = set(images), set(raw)
-    problems = array_problems(inputs, label, split, present=present, task=task, num_outputs=num_outputs, images=images)
+    images, raw, tokens = set(images), set(raw), set(tokens)
+    problems = array_problems(
+        inputs,
+        label,
+        split,
+        present=present,
+        task=task,
+        num_outputs=num_outputs,
+        images=images,
+        tokens=sorted(tokens),
+    )
     problems += [
         f"raw names {name!r}, which is not a modality ({', '.join(sorted(inputs))})"
         for name in sorted(raw - set(inputs))
@@ -163,14 +181,16 @@ def from_arrays(
         seed=split_seed,
     )
     training = codes == TRAIN
-    preprocess: dict[str, Standardize] = {}
+    preprocess: dict[str, Standardize | TokenNumbers] = {}
     for name, array in inputs.items():
         add_channel = array.ndim == 3 and (name in images or array.dtype == np.uint8)
         here = _column(present, inputs, name)
         seen = training if here is None else training & here
         if not seen.any():
             raise ValueError(f"no training example has {name}: leave it out (modalities)")
-        if standardize and name not in raw:
+        if name in tokens:
+            preprocess[name] = TokenNumbers()
+        elif standardize and name not in raw:
             preprocess[name] = fit_standardize(array[seen], add_channel=add_channel)
         elif add_channel:
             preprocess[name] = Standardize((0.0,), (1.0,), add_channel=True)
@@ -188,7 +208,7 @@ def from_arrays(
 def stored_input(array: np.ndarray) -> np.ndarray:
     """Return inputs as they are kept: uint8 as it is (a batch becomes float32 when it is gathered), else float32.
 
-    Integers are numbers here, not token numbers.
+    Token numbers, too: they become integers again in the compiled step.
 
     >>> stored_input(np.array([[1, 2]])).dtype
     dtype('float32')
@@ -302,6 +322,8 @@ class Npz(DataConfig):
     """Give every feature mean 0 and standard deviation 1 over the training split."""
     raw: tuple[str, ...] = ()
     """Modalities that are not standardised all the same, such as tags of 0 and 1."""
+    tokens: tuple[str, ...] = ()
+    """Modalities whose integers [N, T] are token numbers, 0 for padding; never standardised."""
     validation_fraction: float = 0.1
     """Share for validation where the file has no `split`; of training where `split` names no validation example."""
     test_fraction: float = 0.2
@@ -330,6 +352,10 @@ class Npz(DataConfig):
         if present is not None:
             raise_problems(self.path, present_problems(present, held, len(arrays["label"])))
             present = present[:, [held.index(name) for name in names]]
+
+        def named(option: tuple[str, ...]) -> tuple[str, ...]:  # what it says of modalities that are left out is moot
+            return tuple(name for name in option if name in names or name not in held)
+
         try:
             return from_arrays(
                 {name: arrays[name] for name in names},
@@ -338,9 +364,10 @@ class Npz(DataConfig):
                 present=present,
                 task=self.task,
                 num_outputs=self.num_outputs,
-                images=self.images,
+                images=named(self.images),
                 standardize=self.standardize,
-                raw=self.raw,
+                raw=named(self.raw),
+                tokens=named(self.tokens),
                 validation_fraction=self.validation_fraction,
                 test_fraction=self.test_fraction,
                 split_seed=self.split_seed,

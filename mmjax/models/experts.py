@@ -12,6 +12,7 @@ Source: Madaan et al., "Jointly Modeling Inter- & Intra-Modality Dependencies fo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -60,7 +61,7 @@ def product_of_experts(kind: TaskKind, logits: Mapping[str, Array]) -> Array:
     """
     if not logits:
         raise ValueError("a product needs at least one expert")
-    return log_probabilities(kind, sum(logits[name] for name in sorted(logits)))  # type: ignore[arg-type]
+    return log_probabilities(kind, functools.reduce(jnp.add, (logits[name] for name in sorted(logits))))
 
 
 @flax.struct.dataclass

@@ -72,6 +72,7 @@ def calibration(rows: Rows, title: str = "") -> Figure:
     traces = _series(rows, {n: f"{_PREFIX}posterior_trace/{n}" for n in names}, styles)
     figure = Figure(figsize=(12, 7), layout="constrained")
     FigureCanvasAgg(figure)
+    # typed as any engine or none; `layout` above made it a constrained one, which has these pads
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr, call-arg]
     left_out = f"  ({len(shown)} of {len(layers)} layers)" if len(shown) < len(layers) else ""
     figure.suptitle(f"{title}{left_out}", fontsize=13, fontweight="bold", parse_math=False)

@@ -86,6 +86,7 @@ def curves(rows: Rows, title: str = "") -> Figure:
     panels = [panel for panel in _panels(rows, names, styles) if panel.series]
     figure = Figure(figsize=(12, 7), layout="constrained")
     FigureCanvasAgg(figure)
+    # typed as any engine or none; `layout` above made it a constrained one, which has these pads
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr, call-arg]
     if title:
         figure.suptitle(title, fontsize=13, fontweight="bold", parse_math=False)

@@ -151,6 +151,7 @@ def sweep_curves(sweep: Sweep, title: str = "") -> Figure:
         raise ValueError(f"a band needs at least 2 seeds, got {sweep.seeds}")
     figure = Figure(figsize=(12, 7.6), layout="constrained")
     FigureCanvasAgg(figure)
+    # typed as any engine or none; `layout` above made it a constrained one, which has these pads
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr, call-arg]
     if title:
         figure.suptitle(title, fontsize=13, fontweight="bold", parse_math=False)

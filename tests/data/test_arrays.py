@@ -403,6 +403,7 @@ TASK = Task("classification", 2, ("no", "yes"))
 
 
 def sound(**changes: object) -> Dataset:
+    # the changes are wrong types on purpose
     return Dataset(**{"inputs": {"a": np.ones((2, 3))}, "label": np.array([0, 1]), "task": TASK, **changes})  # type: ignore[arg-type]
 
 

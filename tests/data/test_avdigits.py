@@ -69,6 +69,7 @@ def test_one_modality_only() -> None:
 
 
 def test_the_file_is_small() -> None:
+    # a Traversable has no stat in its type; an installed package's is a Path
     assert resources.files("mmjax.data").joinpath("avdigits.npz").stat().st_size < 2 * 2**20  # type: ignore[attr-defined]
 
 
@@ -146,7 +147,10 @@ def test_features_are_the_spectrogram_in_bytes(script: ModuleType) -> None:
     np.testing.assert_allclose((loud.astype(float) - quiet)[inside] * step, 20, atol=1.01 * step)
 
 
-@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+@pytest.mark.skipif(
+    shutil.which("espeak-ng") is None,
+    reason="espeak-ng, a system program that only remakes the embedded speech, is not installed",
+)
 def test_the_script_makes_the_same_bytes_twice(script: ModuleType) -> None:
     rng = np.random.default_rng(0)
     label = np.arange(20) % 10
@@ -159,7 +163,10 @@ def test_the_script_makes_the_same_bytes_twice(script: ModuleType) -> None:
         assert not np.array_equal(a, c)
 
 
-@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+@pytest.mark.skipif(
+    shutil.which("espeak-ng") is None,
+    reason="espeak-ng, a system program that only remakes the embedded speech, is not installed",
+)
 def test_speech_is_trimmed_and_voices_differ(script: ModuleType) -> None:
     one = script.speak("seven", "en-us+m1", 160, 50)
     other = script.speak("seven", "en-us+f4", 160, 50)

@@ -27,12 +27,13 @@ OPTIONS = {
     "cross_attention": {"width": 8, "heads": 2},
     "bottleneck": {"width": 8, "heads": 2, "bottlenecks": 2},
     "late": {},
+    "product": {},
     "uncertainty_weighted": {},
     "evidential": {},
 }
 BILATERAL = ("film", "multiplicative")
 TWO = (*BILATERAL, "bottleneck")  # the bottleneck takes any number; two compile faster
-LATE = ("late", "uncertainty_weighted", "evidential")
+LATE = ("late", "product", "uncertainty_weighted", "evidential")
 B, C = 5, 3
 
 

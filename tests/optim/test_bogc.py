@@ -360,9 +360,9 @@ def whole_run(splits):
 def _keep_states(patch, kept):
     save = loop._Loop._save
 
-    def keep(self, local, elapsed):
+    def keep(self, local):
         kept["state"] = jax.device_get(local)
-        save(self, local, elapsed)
+        save(self, local)
 
     patch.setattr(loop._Loop, "_save", keep)
 

@@ -117,9 +117,9 @@ class States:
 
         save = loop._Loop._save
 
-        def keep(loop_self, local, elapsed):
+        def keep(loop_self, local):
             self.last = jax.device_get(local)
-            save(loop_self, local, elapsed)
+            save(loop_self, local)
 
         monkeypatch.setattr(loop._Loop, "_save", keep)
 

@@ -106,9 +106,9 @@ class States:
     def __init__(self, monkeypatch):
         from mmjax.train import loop
 
-        def keep(loop_self, local, elapsed):
+        def keep(loop_self, local):
             self.last = jax.device_get(local)
-            save(loop_self, local, elapsed)
+            save(loop_self, local)
 
         save = loop._Loop._save
         monkeypatch.setattr(loop._Loop, "_save", keep)
