@@ -204,6 +204,12 @@ def sample_weights(
     """Return draws of the last layer's weights, [S, C, D+1], the bias in the last column.
 
     kernel: [D, C]; bias: [C]; after: see `deviations`.
+
+    >>> x, kernel, bias = jnp.eye(2), jnp.ones((2, 3)), jnp.zeros(3)
+    >>> sure = posterior(precision(x, kernel, bias), prior_precision=1e12)  # no doubt at all
+    >>> draws = sample_weights(sure, kernel, bias, jax.random.key(0), samples=5)
+    >>> draws.shape, bool(jnp.allclose(draws, jnp.array([1.0, 1.0, 0.0]), atol=1e-4))
+    ((5, 3, 3), True)
     """
     centre = jnp.concatenate([kernel.T, bias[:, None]], axis=1).astype(posterior.factor.dtype)
     return centre + deviations(posterior, key, samples, after).reshape(samples, *centre.shape)
@@ -238,6 +244,12 @@ def predictive(
 
     inputs: [N, D], at the last layer; kernel: [D, C]; bias: [C]. With a wide posterior they are less certain than the
     probabilities at its centre. after: see `deviations`.
+
+    >>> x, kernel, bias = jnp.ones((1, 1)), jnp.array([[2.0, -2.0]]), jnp.zeros(2)
+    >>> sure, unsure = (posterior(precision(x, kernel, bias), prior_precision=p) for p in (1e6, 0.1))
+    >>> p, q = (predictive(found, x, kernel, bias, jax.random.key(0)) for found in (sure, unsure))
+    >>> round(float(p[0, 0]), 2), bool(q[0, 0] < p[0, 0])
+    (0.98, True)
     """
     logits = sampled_logits(inputs, sample_weights(posterior, kernel, bias, key, samples, after))
     return jnp.mean(jax.nn.softmax(logits) if likelihood == "softmax" else jax.nn.sigmoid(logits), axis=0)

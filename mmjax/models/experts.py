@@ -70,6 +70,11 @@ class ExpertOutputs(Outputs):
 
     features: {expert: features}; the inter expert has one entry a modality, "inter.audio". With one expert alone the
     product is that expert, and `unimodal_logits` is empty. kind: of the task.
+
+    >>> zero = jnp.zeros((1, 2))
+    >>> outputs = ExpertOutputs({"a": zero, "inter.a": zero}, {"a": zero, "inter": zero}, zero, {})
+    >>> {name: jnp.exp(log_p).tolist() for name, log_p in outputs.log_probabilities.items()}["inter"]
+    [[0.5, 0.5]]
     """
 
     kind: TaskKind = flax.struct.field(pytree_node=False, default="classification")
@@ -81,7 +86,14 @@ class ExpertOutputs(Outputs):
 
 
 class JointEncoder(nn.Module):
-    """The encoders of the expert of all modalities, {modality: module (x, train) -> features}."""
+    """The encoders of the expert of all modalities, {modality: module (x, train) -> features}.
+
+    >>> from mmjax.models import MLP
+    >>> batch = {"a": jnp.ones((2, 5)), "b": jnp.ones((2, 7))}
+    >>> joint = JointEncoder({"a": MLP(4), "b": MLP(8)})
+    >>> {m: z.shape for m, z in joint.init_with_output(jax.random.key(0), batch, False)[0].items()}
+    {'a': (2, 4), 'b': (2, 8)}
+    """
 
     encoders: Mapping[str, nn.Module]
 

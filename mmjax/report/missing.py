@@ -60,7 +60,12 @@ def patterns_table(scores: Sequence[PatternScore], task: Task) -> Table:
 
 
 def patterns_plot(scores: Sequence[PatternScore], task: Task) -> Figure:
-    """Return a bar plot of the fusion's score, a bar a pattern, coloured by how much is given; a ring is late fusion."""
+    """Return a bar plot of the fusion's score, a bar a pattern, coloured by how much is given; a ring is late fusion.
+
+    >>> scores = [PatternScore(p, 9, {"fusion/accuracy": 0.5}) for p in (("a",), ("a", "b"))]
+    >>> len(patterns_plot(scores, Task("classification", 2)).axes[0].patches)
+    2
+    """
     score = score_name(task)
     scale = 100.0 if score in PERCENTAGES else 1.0
     values = [scale * s.metrics[f"{FUSION}/{score}"] for s in scores]
@@ -104,6 +109,17 @@ def save_patterns(run: Run, dataset: Dataset, folder: Path, wanted: Sequence[str
 
     Raises:
       ValueError: as `scores_by_pattern`.
+
+    >>> import tempfile, mmjax
+    >>> from mmjax.data import Planted
+    >>> from mmjax.train.optimizer import AdamConfig
+    >>> train = mmjax.TrainConfig(epochs=1, batch_size=32, monitor_every=0, devices=1)
+    >>> data, method = Planted(train_examples=100), mmjax.optim.UniformConfig()
+    >>> run = mmjax.fit(mmjax.Config(data=data, method=method, optimizer=AdamConfig(), train=train))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     table, file = save_patterns(run, data.load().test, Path(folder), ["a"])
+    >>> table.row_count, file.name
+    (1, 'missing.png')
     """
     scores = scores_by_pattern(run, dataset, wanted)
     file = folder / PATTERNS_PICTURE
@@ -170,6 +186,20 @@ def filled_grid(run: Run, dataset: Dataset, count: int = 12) -> Figure:
 
     Raises:
       ValueError: a run whose model is not generative, modalities that are no such images.
+
+    >>> import mmjax
+    >>> from mmjax.data import from_arrays
+    >>> from mmjax.generative import MRBMConfig, PCDConfig
+    >>> from mmjax.train.optimizer import AdamConfig
+    >>> bits = np.random.default_rng(0).integers(0, 2, size=(60, 4, 2)).astype(np.float32)
+    >>> splits = from_arrays({"left": bits, "right": bits}, np.arange(60) % 2, standardize=False)
+    >>> config = mmjax.Config(
+    ...     data=mmjax.data.Planted(), model=MRBMConfig(hidden=2), method=PCDConfig(), optimizer=AdamConfig(),
+    ...     train=mmjax.TrainConfig(epochs=1, batch_size=8, monitor_every=0, devices=1),
+    ... )
+    >>> run = mmjax.fit(config, splits=splits)
+    >>> len(filled_grid(run, splits.test, count=3).axes)  # three rows of three
+    9
     """
     names = dataset.modalities
     indices = np.arange(min(count, len(dataset)))
@@ -198,7 +228,24 @@ def filled_grid(run: Run, dataset: Dataset, count: int = 12) -> Figure:
 
 
 def save_missing(run: Run, dataset: Dataset, folder: Path) -> tuple[Table, list[Path]]:
-    """Write rounds.png, and filled_in.png where the modalities are images, into a folder; return table and files."""
+    """Write rounds.png, and filled_in.png where the modalities are images, into a folder; return table and files.
+
+    >>> import tempfile, mmjax
+    >>> from mmjax.data import from_arrays
+    >>> from mmjax.generative import MRBMConfig, PCDConfig
+    >>> from mmjax.train.optimizer import AdamConfig
+    >>> bits = np.random.default_rng(0).integers(0, 2, size=(60, 4, 2)).astype(np.float32)
+    >>> splits = from_arrays({"left": bits, "right": bits}, np.arange(60) % 2, standardize=False)
+    >>> config = mmjax.Config(
+    ...     data=mmjax.data.Planted(), model=MRBMConfig(hidden=2), method=PCDConfig(), optimizer=AdamConfig(),
+    ...     train=mmjax.TrainConfig(epochs=1, batch_size=8, monitor_every=0, devices=1),
+    ... )
+    >>> run = mmjax.fit(config, splits=splits)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     table, files = save_missing(run, splits.test, Path(folder))
+    >>> [file.name for file in files]
+    ['rounds.png', 'filled_in.png']
+    """
     names = (FUSION, *dataset.modalities)
     scores = scores_by_rounds(run, dataset, ROUNDS)
     files = [folder / ROUNDS_PICTURE]

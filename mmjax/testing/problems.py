@@ -47,7 +47,8 @@ class Problem:
 
     >>> problem = Problem(
     ...     "mine", "dense", ("fusion", "audio"), matrix=np.ones((2, 13), np.float32),
-    ...     values=np.array([0.5, 2.0], np.float32), logits=np.zeros((1, 4, 3), np.float32), labels=np.array([0, 1, 2, 0], np.int32),
+    ...     values=np.array([0.5, 2.0], np.float32), logits=np.zeros((1, 4, 3), np.float32),
+    ...     labels=np.array([0, 1, 2, 0], np.int32),
     ... )
     >>> problem.num_objectives, problem.modalities, jax.tree.map(np.shape, problem.rows)["encoder"]
     (2, ('audio',), {'audio': {'kernel': (2, 4, 2)}})

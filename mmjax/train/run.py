@@ -33,7 +33,16 @@ class Run:
 
     metrics: of the test split where it was evaluated, else empty.
     variables: {"params": ..., and the model's other collections}.
-    modalities: {modality: shape of one example}. See `load` for an example.
+    modalities: {modality: shape of one example}.
+
+    >>> import mmjax
+    >>> from mmjax.data import Planted
+    >>> from mmjax.train.optimizer import AdamConfig
+    >>> train = mmjax.TrainConfig(epochs=1, batch_size=32, monitor_every=0, devices=1)
+    >>> data, method = Planted(train_examples=200), mmjax.optim.UniformConfig()
+    >>> run = mmjax.fit(mmjax.Config(data=data, method=method, optimizer=AdamConfig(), train=train))
+    >>> run.modalities, run.predict({"a": np.zeros((3, 8)), "b": np.zeros((3, 8))})["fusion"].shape
+    ({'a': (8,), 'b': (8,)}, (3, 16))
     """
 
     config: Config
@@ -126,6 +135,15 @@ def evaluate(run: Run, dataset: Dataset) -> dict[str, float]:
     Raises:
       ValueError: the dataset's modalities, their shapes or its task differ from the model's, or it lacks modalities and the
         model is generative (what such a model infers, `mmjax.train.missing` measures).
+
+    >>> import mmjax
+    >>> from mmjax.data import Planted
+    >>> from mmjax.train.optimizer import AdamConfig
+    >>> train = mmjax.TrainConfig(epochs=1, batch_size=32, monitor_every=0, devices=1)
+    >>> data, method = Planted(train_examples=200), mmjax.optim.UniformConfig()
+    >>> run = mmjax.fit(mmjax.Config(data=data, method=method, optimizer=AdamConfig(), train=train))
+    >>> 0.0 <= evaluate(run, data.load().validation)["a/accuracy"] <= 1.0
+    True
     """
     check_dataset(run, dataset)
     return Predictor(run.inference, run.route).metrics(run.variables, dataset)
