@@ -54,7 +54,8 @@ def print_results(
     """Print the table of `results_table`. console: standard output if None.
 
     >>> metrics = {"fusion/r2": 0.5, "fusion/mse": 2.0, "fusion/mae": 1.0, "wall_seconds": 3.0}
-    >>> print_results(metrics, ["fusion"], Task("regression", 1), Console(width=40, no_color=True))  # doctest: +NORMALIZE_WHITESPACE
+    >>> plain = Console(width=40, no_color=True)
+    >>> print_results(metrics, ["fusion"], Task("regression", 1), plain)  # doctest: +NORMALIZE_WHITESPACE
                 Test split
     ┏━━━━━━━━┳━━━━━━━━┳━━━━━━━┳━━━━━━━┓
     ┃ expert ┃     R2 ┃   MSE ┃   MAE ┃
