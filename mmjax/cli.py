@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import shlex
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +30,6 @@ from mmjax.optim import METHODS
 from mmjax.overrides import HELP, override
 from mmjax.train import journal
 from mmjax.train.loop import NonFiniteError, fit
-from mmjax.train.observer import Observer
 from mmjax.train.run import Run, evaluate, load
 
 Command = Callable[[argparse.Namespace, Console], int]
@@ -181,31 +179,8 @@ def _train(options: argparse.Namespace, console: Console) -> int:
 def _fit(config: Config, workdir: Path) -> Run:
     from mmjax.report import Observers, ProgressObserver, events_observer
 
-    with Observers(_Interrupt(), ProgressObserver(), events_observer(workdir)) as observer:
+    with Observers(ProgressObserver(), events_observer(workdir)) as observer:
         return fit(config, workdir, observer=observer)
-
-
-class _Interrupt(Observer):
-    """Makes sure that Ctrl-C arrives: raised inside a callback of the garbage collector, Python would only print it."""
-
-    def __init__(self) -> None:
-        self._asked = False
-
-    def __enter__(self) -> _Interrupt:
-        self._before = signal.signal(signal.SIGINT, self._interrupt)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
-
-    def _interrupt(self, number: int, frame: Any) -> None:
-        self._asked = True
-        raise KeyboardInterrupt
-
-    def row(self, row: Mapping[str, Any]) -> None:
-        """Break off, if that was asked for and did not happen."""
-        if self._asked:
-            raise KeyboardInterrupt
 
 
 def _draw(workdir: Path, config: Config) -> None:

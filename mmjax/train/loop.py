@@ -19,6 +19,7 @@ from mmjax.evaluation.metrics import loss_name, objective_value, score_name
 from mmjax.train import journal
 from mmjax.train.base import Experiment
 from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.interruption import Interruption
 from mmjax.train.observer import Observer
 from mmjax.train.predictor import Predictor
 from mmjax.train.refresher import Refresher
@@ -129,6 +130,7 @@ class _Loop:
         # which objectives steer changes nothing in what a model says: one program serves all stages
         self.predictor = Predictor(stages[-1].inference, stages[-1].route)
         self.clock = _Clock(started=time.perf_counter())
+        self.interruption = Interruption()
         self.checkpoints = None if folder is None else Checkpoints(folder / journal.CHECKPOINTS)
         self.file: journal.MetricsFile | None = None
         self.books = _Bookkeeping()
@@ -139,13 +141,14 @@ class _Loop:
         self.fetched = 0.0  # when the last windows were
 
     def run(self) -> Run:
-        try:
-            return self._run()
-        finally:
-            if self.checkpoints is not None:
-                self.checkpoints.close()
-            if self.file is not None:
-                self.file.close()
+        with self.interruption:
+            try:
+                return self._run()
+            finally:
+                if self.checkpoints is not None:
+                    self.checkpoints.close()
+                if self.file is not None:
+                    self.file.close()
 
     def _run(self) -> Run:
         local, first = self._restore()
@@ -166,6 +169,7 @@ class _Loop:
             "compile_seconds": self.clock.compiling,
             "steps_per_second": self.clock.steps / self.clock.stepping if self.clock.stepping else 0.0,
         }
+        self.interruption.check()
         test_split = self.experiment.splits.test
         test_metrics = self.predictor.metrics(self._best_variables(local), test_split) | timing
         self._row({"step": int(local.step), "kind": "test", "best_step": self.books.best_step} | test_metrics)
@@ -193,6 +197,7 @@ class _Loop:
         loop_started = self.fetched = time.perf_counter()
         aside = 0.0  # seconds of evaluating and saving, which are no part of the steps' rate
         for step in range(first, total):
+            self.interruption.check()
             if step > first:
                 batch = route.place_batch(self._batch(step))
             if refresher is not None and (step - experiment.start) % refresher.every == 0:

@@ -243,7 +243,12 @@ def rows(folder: Path) -> list[dict]:
 def start(config: Path, folder: Path) -> subprocess.Popen:
     # small steps and many of them, so that the signal strikes in the middle
     options = ["--train.epochs", "300", "--train.evaluate-every", "40", "--train.monitor-every", "0"]
-    command = [sys.executable, "-m", "mmjax", "train", str(config), "--workdir", str(folder), *options]
+    # where the tests run in the background, Ctrl-C is ignored, which a process inherits
+    program = (
+        "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('mmjax', run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-c", program, "train", str(config), "--workdir", str(folder), *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
 
 
@@ -261,7 +266,10 @@ def test_ctrl_c_tells_how_to_go_on(config, tmp_path):
     process = start(config, tmp_path / "run")
     wait_for_checkpoint(tmp_path / "run", 2)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=120)
+    try:
+        _, error = process.communicate(timeout=120)
+    finally:
+        process.kill()  # should it hang, it must not outlive the test
     assert process.returncode == 130, error
     assert f"--workdir {tmp_path / 'run'}" in error
     assert (tmp_path / "run" / "curves.png").exists()
