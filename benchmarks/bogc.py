@@ -1,12 +1,13 @@
 """Does calibrating gradients help? BOGC by every estimator, level and conservatism against uniform and joint.
 
-    python benchmarks/bogc.py CONFIG --out FOLDER [--seeds 5] [--only ROW ...] [--optimizers sgd adam] [--sequential]
-                              [--report] [--option VALUE ...]
+    python benchmarks/bogc.py CONFIG --out FOLDER [--seeds 5] [--tuning-seeds 2] [--samples 16] [--only ROW ...]
+                              [--optimizers sgd adam] [--sequential] [--report] [--option VALUE ...]
 
 Every row has the same budget for each optimizer: nine settings, three learning rates times three values of its own knob
 (τ for laplace, β for ema, parts for microbatch; for joint and uniform, which have none, nine learning rates over the same
-range). The setting with the best mean validation accuracy of the fusion over the seeds is kept, and only its test figures
-are shown: the test accuracy at the epoch that was best on validation. Runs that are in FOLDER already are not taken again.
+range). The setting with the best mean validation accuracy of the fusion over the tuning seeds (the first of the seeds) is
+kept, and only its test figures are shown: the test accuracy at the epoch that was best on validation. Runs that are in
+FOLDER already are not taken again. --samples: draws a step of Laplace moments.
 
 The seeds and learning rates of one setting run as one vmapped program, with the training set on the device: for models
 without convolutions. --sequential takes them one by one with `mmjax.fit` instead. --report only prints the tables. Other
@@ -57,8 +58,8 @@ KNOBS: dict[str, tuple[str, tuple[Any, ...]]] = {
 }
 
 
-def rows() -> dict[str, MethodConfig]:
-    """Return every row of the comparison: controls, BOGC as it stands, and remedies."""
+def rows(samples: int) -> dict[str, MethodConfig]:
+    """Return every row of the comparison: controls, BOGC as it stands, and remedies. samples: of laplace."""
     made: dict[str, MethodConfig] = {"joint": JointConfig(), "uniform": UniformConfig()}
     for moments, level in (
         ("laplace", "features"),
@@ -68,9 +69,9 @@ def rows() -> dict[str, MethodConfig]:
         ("microbatch", "parameters"),
     ):
         for conservatism in (True, False):
-            method = BogcConfig(moments=moments, level=level, conservatism=conservatism)  # type: ignore[arg-type]
+            method = BogcConfig(moments=moments, level=level, conservatism=conservatism, samples=samples)  # type: ignore[arg-type]
             made[f"{moments} {level}{', bold' if conservatism else ''}"] = method
-    plain = BogcConfig(conservatism=False)
+    plain = BogcConfig(conservatism=False, samples=samples)
     made["laplace features, pooled"] = dataclasses.replace(plain, per_example=False)
     made["laplace features, relative"] = dataclasses.replace(plain, relative=True)
     made["laplace features, pooled, relative"] = dataclasses.replace(plain, per_example=False, relative=True)
@@ -132,14 +133,14 @@ class RatedConfig(OptimizerConfig):
         return optax.chain(self.inner.build(total_steps), scale_by_own_rate())
 
 
-def take_together(config: Config, splits: Splits, rates: tuple[float, ...], seeds: int) -> list[Record]:
+def take_together(config: Config, splits: Splits, rates: tuple[float, ...], seeds: range) -> list[Record]:
     """Train every (rate, seed) in one program; return their records."""
     experiment = build_classifier(config, splits)
     training = experiment.training
     inference, size = training.inference, config.train.batch_size
     train = gather(splits.train, np.arange(len(splits.train)))
     per_epoch, epochs = math.ceil(len(splits.train) / size), round(config.train.epochs)
-    runs = [(rate, seed) for rate in rates for seed in range(seeds)]
+    runs = [(rate, seed) for rate in rates for seed in seeds]
 
     def start(rate: float, seed: int) -> Any:
         own = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
@@ -192,7 +193,7 @@ def take_together(config: Config, splits: Splits, rates: tuple[float, ...], seed
         if refresh is not None and e * per_epoch % refresh.every == 0:
             state = renewed(state)
         steps = range(e * per_epoch, (e + 1) * per_epoch)
-        streams = [[batch_indices(seed, t, len(splits.train), size) for t in steps] for seed in range(seeds)]
+        streams = {seed: [batch_indices(seed, t, len(splits.train), size) for t in steps] for seed in seeds}
         indices = np.stack([streams[seed] for _, seed in runs])
         state = epoch(state, indices, train)
         for split, data in (("validation", splits.validation), ("test", splits.test)):
@@ -241,20 +242,32 @@ class Results:
                 self._keep(whole)
                 stream.write(json.dumps(whole) + "\n")
 
-    def chosen(self, row: str, optimizer: str, seeds: int) -> list[Record] | None:
-        """Return the records, by seed, of the setting that is best on validation; None where seeds are missing."""
-        by_setting: dict[tuple[float, float], dict[int, Record]] = {}
+    def best(self, row: str, optimizer: str, seeds: int) -> tuple[float, float] | None:
+        """Return (knob, rate) of the setting with the best mean validation score over these seeds; None if none has all."""
+        scores = {
+            setting: np.mean([found[seed]["validation"]["score/fusion"] for seed in range(seeds)])
+            for setting, found in self._by_setting(row, optimizer).items()
+            if all(seed in found for seed in range(seeds))
+        }
+        return max(scores, key=lambda setting: scores[setting]) if scores else None
+
+    def chosen(self, row: str, optimizer: str, tuning: int, seeds: int) -> list[Record] | None:
+        """Return the records, by seed, of the setting that is best over the tuning seeds; None where seeds are missing."""
+        best = self.best(row, optimizer, tuning)
+        found = {} if best is None else self._by_setting(row, optimizer)[best]
+        return [found[seed] for seed in range(seeds)] if all(seed in found for seed in range(seeds)) else None
+
+    def _by_setting(self, row: str, optimizer: str) -> dict[tuple[float, float], dict[int, Record]]:
+        made: dict[tuple[float, float], dict[int, Record]] = {}
         for (r, o, knob, rate, seed), record in self._done.items():
-            if (r, o) == (row, optimizer) and seed < seeds:
-                by_setting.setdefault((knob, rate), {})[seed] = record
-        complete = [found for found in by_setting.values() if len(found) == seeds]
-        if not complete:
-            return None
-        best = max(complete, key=lambda found: np.mean([r["validation"]["score/fusion"] for r in found.values()]))
-        return [best[seed] for seed in range(seeds)]
+            if (r, o) == (row, optimizer):
+                made.setdefault((knob, rate), {})[seed] = record
+        return made
 
 
-def report(results: Results, names: list[str], optimizers: list[str], modalities: tuple[str, ...], seeds: int) -> None:
+def report(
+    results: Results, names: list[str], optimizers: list[str], modalities: tuple[str, ...], tuning: int, seeds: int
+) -> None:
     """Print the tables."""
     console = Console(width=150)
 
@@ -262,7 +275,7 @@ def report(results: Results, names: list[str], optimizers: list[str], modalities
         return np.array([record["test"][key] for record in records])
 
     for optimizer in optimizers:
-        found = {name: results.chosen(name, optimizer, seeds) for name in names}
+        found = {name: results.chosen(name, optimizer, tuning, seeds) for name in names}
         table = Table(
             title=f"{optimizer}: test accuracy, %, mean ± 95 % interval over {seeds} seeds; paired differences in points"
         )
@@ -303,7 +316,9 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--only", nargs="+", choices=sorted(rows()), default=list(rows()))
+    parser.add_argument("--tuning-seeds", type=int, default=2, help="how many of the seeds choose the setting")
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--only", nargs="+", choices=sorted(rows(16)), default=list(rows(16)))
     parser.add_argument("--optimizers", nargs="+", choices=sorted(OPTIMIZERS), default=list(OPTIMIZERS))
     parser.add_argument("--sequential", action="store_true")
     parser.add_argument("--report", action="store_true")
@@ -312,32 +327,36 @@ def main() -> None:
     config = override(mmjax.load_config(options.config), rest)
     splits = config.data.load()
     results = Results(options.out / "runs.jsonl")
+    tuning = min(options.tuning_seeds, options.seeds)
+
+    def ensure(setting: Setting, rates: tuple[float, ...], seeds: range) -> None:
+        missing = [(rate, s) for rate in rates for s in seeds if not results.has(setting, rate, s)]
+        if not missing:
+            return
+        inner = dataclasses.replace(OPTIMIZERS[setting.optimizer][0], schedule=config.optimizer.schedule)
+        made = dataclasses.replace(
+            config,
+            method=setting.method,
+            optimizer=inner if options.sequential else RatedConfig(inner=inner),
+            train=dataclasses.replace(config.train, select="score", monitor_every=0, devices=1),
+        )
+        if options.sequential:
+            for rate, seed in missing:
+                results.add(setting, [{"rate": rate, "seed": seed} | take(made, splits, rate, seed, None)])
+        else:
+            results.add(setting, take_together(made, splits, rates, seeds))
+
     for optimizer in options.optimizers if not options.report else ():
         for row in options.only:
-            for setting in settings(row, rows()[row], optimizer, len(splits.train)):
-                missing = [
-                    (rate, s)
-                    for rate in setting.rates
-                    for s in range(options.seeds)
-                    if not results.has(setting, rate, s)
-                ]
-                if not missing:
-                    continue
-                inner = dataclasses.replace(OPTIMIZERS[optimizer][0], schedule=config.optimizer.schedule)
-                made = dataclasses.replace(
-                    config,
-                    method=setting.method,
-                    optimizer=inner if options.sequential else RatedConfig(inner=inner),
-                    train=dataclasses.replace(config.train, select="score", monitor_every=0, devices=1),
-                )
-                if options.sequential:
-                    for rate, seed in missing:
-                        record = {"rate": rate, "seed": seed} | take(made, splits, rate, seed, None)
-                        results.add(setting, [record])
-                else:
-                    results.add(setting, take_together(made, splits, setting.rates, options.seeds))
-                print(f"{optimizer}: {row}, knob {setting.knob:g} done", flush=True)
-    report(results, list(options.only), list(options.optimizers), splits.train.modalities, options.seeds)
+            tried = list(settings(row, rows(options.samples)[row], optimizer, len(splits.train)))
+            for setting in tried:
+                ensure(setting, setting.rates, range(tuning))
+            best = results.best(row, optimizer, tuning)
+            assert best is not None
+            knob, rate = best
+            ensure(next(s for s in tried if s.knob == knob), (rate,), range(tuning, options.seeds))
+            print(f"{optimizer}: {row} done, knob {knob:g}, rate {rate:.3g}", flush=True)
+    report(results, list(options.only), list(options.optimizers), splits.train.modalities, tuning, options.seeds)
 
 
 if __name__ == "__main__":
