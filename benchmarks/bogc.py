@@ -9,9 +9,9 @@ range). The setting with the best mean validation accuracy of the fusion over th
 kept, and only its test figures are shown: the test accuracy at the epoch that was best on validation. Runs that are in
 FOLDER already are not taken again. --samples: draws a step of Laplace moments.
 
-The seeds and learning rates of one setting run as one vmapped program, with the training set on the device: for models
-without convolutions. --sequential takes them one by one with `mmjax.fit` instead. --report only prints the tables. Other
-options are those of `mmjax train`.
+The seeds and learning rates of one setting run as one program, one run after the other (batched, the Laplace factors of all
+runs would fall out of the cache), with the training set on the device. --sequential takes them one by one with `mmjax.fit`
+instead. --report only prints the tables. Other options are those of `mmjax train`.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class _RateState(NamedTuple):
 
 
 def scale_by_own_rate() -> optax.GradientTransformation:
-    """Scale updates by the learning rate in the state, so that runs of different rates are one vmapped program."""
+    """Scale updates by the learning rate in the state, so that runs of different rates are one program."""
 
     def update(updates: Any, state: _RateState, params: Any = None) -> tuple[Any, _RateState]:
         del params
@@ -156,7 +156,7 @@ def take_together(config: Config, splits: Splits, rates: tuple[float, ...], seed
             batch = jax.tree.map(lambda x: x[chosen], data)
             return train_step(training, state, batch)[0], None
 
-        return jax.vmap(lambda s, i: jax.lax.scan(step, s, i)[0])(state, indices)
+        return jax.lax.map(lambda run: jax.lax.scan(step, *run)[0], (state, indices))
 
     @jax.jit
     def evaluate(state: Any, data: Batch) -> Any:
@@ -177,8 +177,10 @@ def take_together(config: Config, splits: Splits, rates: tuple[float, ...], seed
         raise ValueError("refresh_epochs must be whole: passes are taken between epochs here")
 
     @jax.jit
-    @jax.vmap
     def renewed(state: Any) -> Any:
+        return jax.lax.map(renewed_run, state)
+
+    def renewed_run(state: Any) -> Any:
         assert refresh is not None
         variables = {"params": state.params, **state.model_state}
         carry = refresh.start(state.opt_state[0])
