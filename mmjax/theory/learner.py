@@ -15,14 +15,10 @@ from mmjax.evaluation.subsets import Subset
 class Predictions(NamedTuple):
     """Of the test split, by seed: trained [S, N, C], of the trained pair; refitted [S, N, C], of the refitted head.
 
+    >>> import jax.numpy as jnp
     >>> found = Predictions(trained=jnp.zeros((2, 50, 1)), refitted=jnp.ones((2, 50, 1)))  # two seeds, one output
-    Traceback (most recent call last):
-        ...
-    NameError: name 'jnp' is not defined
     >>> found.trained.shape, float(found.refitted.mean())
-    Traceback (most recent call last):
-        ...
-    NameError: name 'found' is not defined
+    ((2, 50, 1), 1.0)
     """
 
     trained: Array
@@ -35,6 +31,7 @@ class Learner(Protocol):
     Implementations are frozen dataclasses of plain values, so that a study's file can say whose it is.
 
     >>> from dataclasses import dataclass
+    >>> import jax.numpy as jnp
     >>> from mmjax.theory import StrongWeak, subset_risk_sweep
     >>> @dataclass(frozen=True)
     ... class MeanLabel:  # learns the mean label, whatever the modalities say
@@ -50,13 +47,8 @@ class Learner(Protocol):
     ...         return "squared error"
     >>> splits = StrongWeak(train_examples=99, validation_examples=50, test_examples=50).load()
     >>> sweep = subset_risk_sweep(MeanLabel(), splits, sizes=[20], seeds=2)
-    Traceback (most recent call last):
-        ...
-    NameError: name 'jnp' is not defined
     >>> sweep.compare(("strong", "weak"), ("strong",), 20).gap.mean
-    Traceback (most recent call last):
-        ...
-    NameError: name 'sweep' is not defined
+    0.0
     """
 
     def predict(self, splits: Splits, subset: Subset, n: int, seeds: Sequence[int]) -> Predictions:

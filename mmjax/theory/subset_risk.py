@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from mmjax.config_file import to_json
 from mmjax.data import Splits, Task, require_complete
@@ -270,7 +269,7 @@ def _run_cell(learner: Learner, splits: Splits, subset: Subset, n: int, seeds: l
     task, label = splits.train.task, splits.test.label
     predictions = learner.predict(splits, subset, n, seeds)
     risks, head_risks = (
-        np.asarray(jax.device_get(learner.risks(task, logits, jax.numpy.asarray(label))), np.float64)
+        np.asarray(jax.device_get(learner.risks(task, logits, jnp.asarray(label))), np.float64)
         for logits in predictions
     )
     logits = np.asarray(predictions.trained)
@@ -285,10 +284,6 @@ def _run_cell(learner: Learner, splits: Splits, subset: Subset, n: int, seeds: l
         head_risk_groups=_groups(head_risks.mean(axis=0)),
         seconds=time.perf_counter() - start,
     )
-
-
-def _example_risks(learner: Learner, task: Task, predictions: Array, label: np.ndarray) -> np.ndarray:
-    return np.asarray(jax.device_get(learner.risks(task, predictions, jnp.asarray(label))), np.float64)
 
 
 def _groups(losses: np.ndarray) -> tuple[float, ...]:
