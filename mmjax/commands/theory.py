@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -68,6 +69,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
     """Run the study, or go on with it, and show what it found."""
     from mmjax.report import save_heat_map, save_sweep_curves, sweep_table
 
+    if options.oracle_risk is not None and not math.isfinite(options.oracle_risk):
+        raise ValueError(f"--oracle-risk must be finite, got {options.oracle_risk}")
     config = override(_config(options.config), options.rest, prog=f"mmjax theory {options.config}")
     splits = config.data.load()
     sizes = options.sizes or default_sizes(len(splits.train))

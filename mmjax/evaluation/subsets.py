@@ -38,7 +38,11 @@ def choose_subsets(wanted: Iterable[str], modalities: Iterable[str]) -> tuple[Su
     """
     names = sorted(modalities)
     found: set[Subset] = set()
+    if isinstance(wanted, str):
+        raise ValueError(f"subsets must be a sequence of names, such as [{wanted!r}]; got the string alone")
     for text in wanted:
+        if not isinstance(text, str):
+            raise ValueError(f"subsets must hold names, such as 'audio+image'; got {text!r}")
         if text == ALL:
             found.update(s for size in range(1, len(names) + 1) for s in itertools.combinations(names, size))
         elif text == LEAVE_ONE_OUT:

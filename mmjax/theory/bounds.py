@@ -28,7 +28,7 @@ def rademacher_linear(x: ArrayLike, norm_bound: float) -> float:
         raise ValueError(f"x must be a sample [n, d] with n >= 1, got shape {x.shape}")
     if not np.isfinite(x).all():
         raise ValueError("x must be finite; it holds NaN or infinity")
-    _require("norm_bound", norm_bound, "above 0", norm_bound > 0)
+    _require("norm_bound", norm_bound, "finite and above 0", norm_bound > 0)
     return float(norm_bound * math.sqrt(np.sum(x**2)) / len(x))
 
 
@@ -80,10 +80,10 @@ def theorem1_bound(
     'gamma'
     """
     _require("gamma", gamma, "finite", math.isfinite(gamma))
-    _require("rademacher", rademacher, "at least 0", rademacher >= 0)
+    _require("rademacher", rademacher, "finite and at least 0", rademacher >= 0)
     _require("n", n, "at least 1", n >= 1)
-    _require("lipschitz", lipschitz, "above 0", lipschitz > 0)
-    _require("loss_bound", loss_bound, "above 0", loss_bound > 0)
+    _require("lipschitz", lipschitz, "finite and above 0", lipschitz > 0)
+    _require("loss_bound", loss_bound, "finite and above 0", loss_bound > 0)
     _require("delta", delta, "in (0, 1)", 0 < delta < 1)
     return BoundTerms(
         gamma=float(gamma),
@@ -94,5 +94,5 @@ def theorem1_bound(
 
 
 def _require(name: str, value: float, right: str, ok: bool) -> None:
-    if not ok:
+    if not (ok and math.isfinite(value)):
         raise ValueError(f"{name} must be {right}, got {value!r}")

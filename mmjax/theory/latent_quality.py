@@ -58,7 +58,8 @@ def head_risk(
     fit, evaluation: which of the N examples the head is fitted to, and on which its mean loss is taken; integers.
 
     Raises:
-      ValueError: `fit` and `evaluation` overlap, are empty or point outside the N examples; lengths that differ.
+      ValueError: `fit` and `evaluation` overlap, are empty or point outside the N examples; lengths that differ; features
+        that are not finite.
 
     >>> from mmjax.data import Task
     >>> from mmjax.theory import LinearHead
@@ -67,6 +68,8 @@ def head_risk(
     >>> abs(risk) < 1e-10
     True
     """
+    if not np.isfinite(np.asarray(features)).all():
+        raise ValueError("features must be finite; they hold NaN or infinity")
     features, label = jnp.asarray(features), jnp.asarray(label)
     if len(features) != len(label):
         raise ValueError(f"features has {len(features)} examples, but label has {len(label)}; they must be equal")

@@ -125,16 +125,18 @@ class LinearHead:
     penalty: float = 1e-3
     steps: int = 100
 
-    def fit(self, features: Array, label: Array) -> tuple[Array, Array]:
-        """Return (beta [D, C], c [C])."""
+    def fit(self, features: Array, label: Array) -> tuple[Array, Array, Array]:
+        """Return (beta [D, C], c [C], mean [D]) of z -> beta^T (z - mean) + c: with the mean in c, digits would cancel."""
         if self.task.kind == "regression":
             x, y = (np.asarray(array, np.float64) for array in (features, targets(self.task, label)))
-            mean, offset = x.mean(axis=0), y.mean(axis=0)
-            beta = np.linalg.lstsq(x - mean, y - offset)[0]
-            return jnp.asarray(beta, jnp.float32), jnp.asarray(offset - mean @ beta, jnp.float32)
+            mean = x.mean(axis=0).astype(np.float32)  # as it will be subtracted
+            x = x - mean
+            beta = np.linalg.lstsq(x - x.mean(axis=0), y - y.mean(axis=0))[0]
+            offset = y.mean(axis=0) - x.mean(axis=0) @ beta
+            return jnp.asarray(beta, jnp.float32), jnp.asarray(offset, jnp.float32), jnp.asarray(mean)
         return self._minimise(features, label)
 
-    def _minimise(self, features: Array, label: Array) -> tuple[Array, Array]:
+    def _minimise(self, features: Array, label: Array) -> tuple[Array, Array, Array]:
         mean = features.mean(axis=0)
         spread = features.std(axis=0)
         # a feature that never varies says nothing; with a scale of 1 its weight stays 0
@@ -156,12 +158,12 @@ class LinearHead:
             return (optax.apply_updates(head, updates), state), None
 
         (head, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=self.steps)
-        beta = head[0] / spread[:, None]
-        return beta, head[1] - mean @ beta
+        return head[0] / spread[:, None], head[1], mean
 
-    def losses(self, parameters: tuple[Array, Array], features: Array, label: Array) -> Array:
+    def losses(self, parameters: tuple[Array, Array, Array], features: Array, label: Array) -> Array:
         """Return the loss of each example, [N]."""
-        return example_risks(self.task, features @ parameters[0] + parameters[1], label)
+        beta, offset, mean = parameters
+        return example_risks(self.task, (features - mean) @ beta + offset, label)
 
 
 def example_risks(task: Task, logits: Array, label: Array) -> Array:

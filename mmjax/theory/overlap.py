@@ -8,6 +8,7 @@ summed over the dimensions, is dim s (1-w)^2.
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,15 +35,15 @@ def overlap_modalities(key: Array, n: int, w: float, dim: int = 100, k: int = 4)
     w: overlap with the first modality, 0 (none) to 1 (copies of it). y = x_1 + ... + x_k.
 
     Raises:
-      ValueError: n, dim or k below 1, w outside 0..1.
+      ValueError: n, dim or k not an integer of at least 1, w outside 0..1.
 
     >>> xs, y = overlap_modalities(jax.random.key(0), n=5, w=1.0, dim=3, k=2)
     >>> bool(jnp.allclose(xs[0], xs[1])), bool(jnp.allclose(y, 2 * xs[0]))
     (True, True)
     """
     for name, value in (("n", n), ("dim", dim), ("k", k)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if not isinstance(value, numbers.Integral) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
     if not 0 <= w <= 1:
         raise ValueError(f"w must be in 0..1, got {w}")
     first, *others = jax.random.normal(key, (k, n, dim))

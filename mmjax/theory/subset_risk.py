@@ -10,6 +10,7 @@ it cannot show, other evaluation examples, is told by the spread over groups of 
 
 from __future__ import annotations
 
+import numbers
 import time
 import warnings
 import zlib
@@ -202,7 +203,7 @@ def subset_risk_sweep(
 
     Raises:
       ValueError: an unknown modality in a subset, a size above the training split or below 1, no size, too few seeds,
-        overlapping splits, examples that lack a modality, a file of another sweep.
+        too few test examples, overlapping splits, examples that lack a modality, a file of another sweep.
 
     >>> from mmjax.theory import LeastSquares, StrongWeak
     >>> splits = StrongWeak(train_examples=400, validation_examples=200, test_examples=200).load()
@@ -212,7 +213,8 @@ def subset_risk_sweep(
     """
     require_complete(splits, "a study")
     wanted = choose_subsets(subsets, splits.train.modalities)
-    sizes = sorted(set(sizes))
+    sizes = sorted(set(_whole_numbers("sizes", sizes)))
+    (seeds,) = _whole_numbers("seeds", [seeds])
     total = len(splits.train)
     if not sizes or sizes[0] < 1:
         raise ValueError(f"sizes must hold sample sizes of at least 1, got {sizes}")
@@ -221,6 +223,8 @@ def subset_risk_sweep(
     if seeds < 1 or (band and seeds < 2):
         least = "2, for a band needs a spread over seeds" if band else "1"
         raise ValueError(f"seeds must be at least {least}; got {seeds}")
+    if band and len(splits.test) < 2:
+        raise ValueError(f"the test split has {len(splits.test)} example; an interval needs at least 2")
     check_disjoint(splits)
     large = [n for n in sizes if 2 * n > total]
     if large:
@@ -297,9 +301,25 @@ def _floats(values: Iterable[Any]) -> tuple[float, ...]:
 
 
 def _fingerprint(splits: Splits) -> dict[str, Any]:
-    """Return what tells data apart: names, sizes and labels (inputs may be computed on demand, and large)."""
+    """Return what tells data apart: names, sizes, labels, and inputs that are there (some are computed on demand)."""
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     return {"modalities": list(splits.train.modalities)} | {
-        name: {"examples": len(part), "labels": zlib.crc32(np.ascontiguousarray(part.label).tobytes())}
+        name: {"examples": len(part), "labels": _checksum(part.label)}
+        | {f"inputs.{m}": _checksum(x) for m, x in part.inputs.items() if isinstance(x, np.ndarray)}
         for name, part in parts.items()
     }
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).tobytes())
+
+
+def _whole_numbers(name: str, values: Iterable[Any]) -> list[int]:
+    """Return integers. Raises ValueError for anything else."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"{name} must be a sequence of integers, got {values!r}")
+    found = list(values)
+    wrong = [value for value in found if not isinstance(value, numbers.Integral)]
+    if wrong:
+        raise ValueError(f"{name} must hold integers, got {wrong[0]!r}")
+    return [int(value) for value in found]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
+
 from mmjax.evaluation.subsets import subset_name
-from mmjax.theory.intervals import Interval, told
+from mmjax.theory.intervals import Interval, mean_interval, told
 from mmjax.theory.subset_risk import Comparison, Sweep
 
 Effect = Literal["lowers", "raises", "unclear"]
@@ -51,7 +53,7 @@ def verdict(sweep: Sweep, modality: str) -> str:
     >>> print(verdict(sweep, "strong"))  # doctest: +ELLIPSIS
     Adding strong to weak lowers the test risk by ... at n = 20; γ = ...
     >>> print(verdict(sweep, "weak"))  # doctest: +ELLIPSIS
-    Adding weak to strong does not help yet: it raises the test risk by ... at n = 20 ...; no other size was run.
+    Adding weak to strong does not help yet: it raises the test risk by ... at n = 20; γ = ...; no other size was run.
     """
     if modality not in sweep.modalities:
         raise ValueError(f"modality {modality!r} is not of this sweep ({', '.join(sweep.modalities)})")
@@ -68,14 +70,46 @@ def verdict(sweep: Sweep, modality: str) -> str:
             return f"{lower}; {_why(last)}{_since(points)}."
         case "raises":
             return (
-                f"{what} does not help yet: it raises the test risk by {told(last.gap)}{unit} at n = {last.n} "
-                f"(γ = {told(last.gamma)}); {_nowhere(points)}."
+                f"{what} does not help yet: it raises the test risk by {told(last.gap)}{unit} at n = {last.n}; "
+                f"{_why_not(last)}; {_nowhere(sweep, points)}."
             )
         case _:
             return (
                 f"Whether {what[0].lower()}{what[1:]} helps cannot be told at n = {last.n}: the test risk changes by "
-                f"{told(last.gap)}{unit}, an interval that holds 0 (γ = {told(last.gamma)}); {_nowhere(points)}."
+                f"{told(last.gap)}{unit}, an interval that holds 0 (γ = {told(last.gamma)}); {_nowhere(sweep, points)}."
             )
+
+
+def expected_from(sweep: Sweep, points: list[Comparison]) -> float | None:
+    """Return the size from which on the modality should lower the risk, beyond those that were run; None: no telling.
+
+    The risk of a fitted model exceeds its limit by about a constant over n, and so does a difference of two: a + b/n is
+    fitted to each seed's gaps by least squares, and changes its sign at -b/a. Only with three sizes or more, an a
+    whose 95 % interval lies below 0, and a curve that goes through the interval of the gap at every size.
+    """
+    if len(points) < 3:
+        return None
+    gaps = np.array([np.subtract(sweep.cell(p.larger, p.n).risk, sweep.cell(p.smaller, p.n).risk) for p in points])
+    inverse = 1 / np.array([p.n for p in points], np.float64)
+    (limits, slopes), *_ = np.linalg.lstsq(np.stack([np.ones_like(inverse), inverse], axis=1), gaps)
+    limit, slope = mean_interval(limits), slopes.mean()
+    curve = limit.mean + slope * inverse
+    through = all(p.gap.low <= value <= p.gap.high for p, value in zip(points, curve, strict=True))
+    if limit.high >= 0 or not through:
+        return None
+    size = -slope / limit.mean
+    return float(size) if size > points[-1].n else None
+
+
+def _why_not(point: Comparison) -> str:
+    gamma = f"γ = {told(point.gamma)}"
+    match effect(point.gamma):
+        case "raises":
+            return f"{gamma}: the representation is worse"
+        case "lowers":
+            return f"{gamma}: the representation is better, it is the head trained along with it that loses"
+        case _:
+            return f"{gamma} cannot be told from 0"
 
 
 def _why(point: Comparison) -> str:
@@ -107,8 +141,13 @@ def _since(points: list[Comparison]) -> str:
     return f"; it helps from n = {start} on, {was}"
 
 
-def _nowhere(points: list[Comparison]) -> str:
+def _nowhere(sweep: Sweep, points: list[Comparison]) -> str:
     helped = [str(point.n) for point in points if effect(point.gap) == "lowers"]
     if helped:
         return f"it lowered it at n = {', '.join(helped)} only"
-    return "the sweep shows no size from which it does" if len(points) > 1 else "no other size was run"
+    if len(points) == 1:
+        return "no other size was run"
+    size = expected_from(sweep, points)
+    if size is None:
+        return "the sweep shows no size from which it does, and allows no estimate of one"
+    return f"extrapolated by a + b/n, it would from about n = {float(f'{size:.1g}'):.0f} on"

@@ -12,6 +12,7 @@ from scipy import stats
 
 from mmjax.data import Task
 from mmjax.theory import (
+    LeastSquares,
     LinearHead,
     Overlap,
     StrongWeak,
@@ -25,10 +26,11 @@ from mmjax.theory import (
     rademacher_linear,
     risk_decomposition,
     strong_weak_gammas,
+    subset_risk_sweep,
     theorem1_bound,
 )
 from mmjax.theory.intervals import student_quantile
-from mmjax.theory.overlap import PUBLISHED, overlap_risk
+from mmjax.theory.overlap import overlap_risk
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,14 @@ def test_head_risk_of_a_linear_head_is_its_closed_form():
     np.testing.assert_allclose(measured, expected, rtol=1e-5)
 
 
+def test_a_head_on_features_far_from_zero_loses_no_digits():
+    z = np.random.default_rng(0).normal(size=(200, 1))
+    far = (z + 1e6).astype(np.float32)
+    y = far - np.float32(1e6)
+    measured = head_risk(LinearHead(Task("regression", 1)), far, y, fit=np.arange(100), evaluation=np.arange(100, 200))
+    assert measured < 1e-6
+
+
 def test_head_risk_of_cross_entropy_is_invariant_to_the_features_scale():
     rng = np.random.default_rng(7)
     label = rng.integers(0, 3, 300)
@@ -157,6 +167,7 @@ def test_head_risk_of_cross_entropy_is_invariant_to_the_features_scale():
         ({"evaluation": [10]}, r"evaluation points at example 10 of 10"),
         ({"fit": []}, r"fit must be indices"),
         ({"label": np.ones((9, 1))}, r"features has 10 examples, but label has 9"),
+        ({"features": np.full((10, 2), np.nan)}, r"features must be finite"),
     ),
 )
 def test_head_risk_refuses(change, message):
@@ -225,7 +236,7 @@ def test_rademacher_bounds_the_supremum_of_linear_classes():
     # the supremum over |a| <= B of mean_i s_i a.x_i is B |mean_i s_i x_i|
     complexity = np.mean(3.0 * np.linalg.norm(signs @ x / 50, axis=1))
     assert 0.8 * bound < complexity <= bound
-    with pytest.raises(ValueError, match="norm_bound must be above 0, got 0"):
+    with pytest.raises(ValueError, match="norm_bound must be finite and above 0, got 0"):
         rademacher_linear(x, 0)
     with pytest.raises(ValueError, match="sample"):
         rademacher_linear(x[0], 1.0)
@@ -242,7 +253,17 @@ def test_the_terms_of_the_bound():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    (("delta", 0.0), ("delta", 1.0), ("n", 0), ("lipschitz", 0.0), ("loss_bound", -1.0), ("rademacher", -0.1)),
+    (
+        ("delta", 0.0),
+        ("delta", 1.0),
+        ("n", 0),
+        ("lipschitz", 0.0),
+        ("loss_bound", -1.0),
+        ("rademacher", -0.1),
+        ("rademacher", np.inf),
+        ("loss_bound", np.inf),
+        ("gamma", np.nan),
+    ),
 )
 def test_the_bound_refuses(name, value):
     given = {"gamma": 0.0, "rademacher": 0.1, "n": 10, "lipschitz": 1.0, "loss_bound": 1.0, "delta": 0.1}
@@ -263,25 +284,22 @@ def test_overlapping_modalities_have_the_moments_they_promise():
     np.testing.assert_allclose(both[0, 3], 0.0, atol=0.02)
 
 
-@pytest.mark.parametrize(("name", "value"), (("n", 0), ("w", 1.5), ("dim", 0), ("k", 0)))
+@pytest.mark.parametrize(("name", "value"), (("n", 0), ("n", 5.5), ("w", 1.5), ("dim", 0), ("k", 0)))
 def test_overlap_refuses(name, value):
     given = {"n": 5, "w": 0.5, "dim": 2, "k": 2} | {name: value}
     with pytest.raises(ValueError, match=f"{name} must be"):
         overlap_modalities(jax.random.key(0), **given)
 
 
-@pytest.mark.parametrize("w", (0.8, 0.2))
+@pytest.mark.filterwarnings("ignore:samples of 16000")
+@pytest.mark.parametrize("w", (0.5, 0.0))
 def test_the_population_formula(w):
     """16,000 examples to fit, 4,000 to evaluate; every subset with the first modality."""
-    xs, y = overlap_modalities(jax.random.key(1), 20_000, w)
-    y = np.asarray(y)
-    for count in (1, 2, 3, 4):
-        x = np.concatenate(xs[:count], axis=1)
-        gram, right = x[:16_000].T @ x[:16_000], x[:16_000].T @ y[:16_000]
-        risk = np.mean(np.sum((y[16_000:] - x[16_000:] @ np.linalg.solve(gram, right)) ** 2, axis=1))
-        expected = overlap_risk(4 - count, w)
-        assert risk == pytest.approx(expected, rel=0.03, abs=1e-4)
-        assert PUBLISHED[w][count - 1] == pytest.approx(expected, rel=0.05, abs=1e-9)  # the formula is the paper's case
+    splits = Overlap(w=w, validation_examples=500).load()
+    subsets = ["x1", "x1+x2", "x1+x2+x3", "x1+x2+x3+x4"]
+    found = subset_risk_sweep(LeastSquares(), splits, sizes=[16_000], seeds=1, band=False, subsets=subsets)
+    for count, cell in enumerate(found.cells, start=1):
+        assert cell.risk[0] == pytest.approx(overlap_risk(4 - count, w), rel=0.03, abs=1e-4)
 
 
 def test_reversal_at_small_n():

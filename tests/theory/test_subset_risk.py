@@ -23,11 +23,13 @@ from mmjax.optim.gblend import GBlendConfig
 from mmjax.theory import (
     Cell,
     LeastSquares,
+    LinearHead,
     Overlap,
     StrongWeak,
     Sweep,
     Trained,
     choose_subsets,
+    head_risk,
     overlap_risk,
     subset_risk_sweep,
     verdict,
@@ -187,9 +189,16 @@ def made_up(*gaps: tuple[float, float], gammas: tuple[float, ...] = ()) -> Sweep
         (made_up((-0.5, 0.1), gammas=(-0.1,)), "so about 20% of it is a better representation, the rest a head"),
         (made_up((-0.5, 0.1), gammas=(0.0,)), "cannot be told from 0, so a better representation is not shown"),
         (made_up((-0.5, 0.1), gammas=(0.3,)), "the representation is worse, the gain is the head's alone"),
-        (made_up((0.5, 0.1)), "does not help yet: it raises the test risk by 0.500 ± 0.048 nats at n = 10 (γ = 0.5000"),
+        (made_up((0.5, 0.1)), "does not help yet: it raises the test risk by 0.500 ± 0.048 nats at n = 10; γ = 0.5000"),
+        (made_up((0.5, 0.1)), ": the representation is worse; no"),
+        (made_up((0.5, 0.1), gammas=(-0.3,)), ": the representation is better, it is the head trained along with it"),
+        (made_up((0.5, 0.1), gammas=(0.0,)), "cannot be told from 0; no"),
         (made_up((0.5, 0.1)), "no other size was run."),
-        (made_up((0.5, 0.1), (0.01, 0.1)), "the sweep shows no size from which it does."),
+        (made_up((0.5, 0.1), (0.01, 0.1)), "the sweep shows no size from which it does, and allows no est"),
+        # -0.1 + 5/n at n = 10, 20, 30: below 0 from n = 50 on
+        (made_up((0.4, 0.01), (0.15, 0.01), (0.2 / 3, 0.01)), "extrapolated by a + b/n, it would from about n = 50 on."),
+        (made_up((0.4, 0.01), (0.3, 0.01), (0.2, 0.01)), "allows no estimate"),  # a line in n, not in 1/n
+        (made_up((0.6, 0.01), (0.35, 0.01), (0.8 / 3, 0.01)), "allows no estimate"),  # 0.1 + 5/n stays above 0
         (made_up((-0.01, 0.1)), "Whether adding b to a helps cannot be told at n = 10: the test risk changes by −0.010"),
         (made_up((-0.5, 0.1), (0.5, 0.1)), "it lowered it at n = 10 only"),
         (made_up((-0.5, 0.1), (-0.01, 0.1), (-0.5, 0.1)), "from n = 30 on, at n = 20 that could not be told (−0.010"),
@@ -231,6 +240,8 @@ def test_seeds_side_by_side_equal_those_one_after_another():
     assert not np.allclose(together.trained[0], together.trained[1])
     np.testing.assert_allclose(together.trained, in_turn.trained, atol=2e-5)
     np.testing.assert_allclose(together.refitted, in_turn.refitted, atol=1e-3)
+    alone = trained().predict(data, ("a", "b"), 40, seeds[1:])
+    np.testing.assert_allclose(together.trained[1], alone.trained[0], atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ("multilabel", "regression"))
@@ -319,6 +330,10 @@ def test_a_file_of_another_sweep_is_refused(splits, tmp_path):
     other = StrongWeak(train_examples=1500, validation_examples=400, test_examples=400, seed=1).load()
     with pytest.raises(ValueError, match=r"holds another sweep: data.train.labels"):
         subset_risk_sweep(LeastSquares(), other, seeds=2, **options)
+    inputs = {m: x[::-1].copy() for m, x in splits.train.inputs.items()}  # the same labels
+    turned = Splits(dataclasses.replace(splits.train, inputs=inputs), splits.validation, splits.test)
+    with pytest.raises(ValueError, match=r"holds another sweep: data.train.inputs.strong"):
+        subset_risk_sweep(LeastSquares(), turned, seeds=2, **options)
     with pytest.raises(ValueError, match="holds another sweep: learner"):
         subset_risk_sweep(trained(), splits, seeds=2, **options)
     assert (tmp_path / "sweep.jsonl").read_text() == before
@@ -336,6 +351,12 @@ def test_a_file_of_another_sweep_is_refused(splits, tmp_path):
         ({"sizes": []}, "sizes must hold sample sizes of at least 1"),
         ({"seeds": 1}, "seeds must be at least 2, for a band needs a spread over seeds; got 1"),
         ({"seeds": 0, "band": False}, "seeds must be at least 1; got 0"),
+        ({"seeds": 2.5}, "seeds must hold integers, got 2.5"),
+        ({"sizes": 50}, "sizes must be a sequence of integers, got 50"),
+        ({"sizes": [10.5]}, "sizes must hold integers, got 10.5"),
+        ({"sizes": ["10"]}, "sizes must hold integers, got '10'"),
+        ({"subsets": "all"}, r"subsets must be a sequence of names, such as \['all'\]"),
+        ({"subsets": [("strong", "weak")]}, r"subsets must hold names, such as 'audio\+image'; got \('strong'"),
     ),
 )
 def test_a_sweep_refuses(splits, options, message):
@@ -388,12 +409,43 @@ def test_overlapping_splits(splits):
         UserWarning, match=r"the training and the test split share 4 examples of 400 \(the first: example 0"
     ):
         subset_risk_sweep(LeastSquares(), some, sizes=[20], seeds=2, subsets=["strong"])
+    # repeated examples do not hide it, nor does another type
+    twice = joined(splits.test, splits.test)
+    with pytest.raises(ValueError, match="the validation and the test split share 800 examples of 800"):
+        subset_risk_sweep(LeastSquares(), Splits(splits.train, twice, twice), sizes=[20], seeds=2)
+    wide = {m: np.asarray(x, np.float64) for m, x in splits.test.inputs.items()}
+    with pytest.raises(ValueError, match="the validation and the test split share 400 examples of 400"):
+        subset_risk_sweep(LeastSquares(), Splits(splits.train, dataclasses.replace(splits.test, inputs=wide), splits.test),
+                          sizes=[20], seeds=2)  # fmt: skip
     # four values only: examples recur by chance, within a split too
     coin = np.random.default_rng(0).integers(0, 2, (120, 2))
     discrete = from_arrays({"a": coin[:, :1], "b": coin[:, 1:]}, coin.sum(axis=1), split=np.arange(120) % 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         subset_risk_sweep(LeastSquares(), discrete, sizes=[10], seeds=2, subsets=["a"])
+
+
+def test_a_test_split_of_one_example_has_no_interval(splits):
+    one = dataclasses.replace(
+        splits.test, inputs={m: x[:1] for m, x in splits.test.inputs.items()}, label=splits.test.label[:1]
+    )
+    with pytest.raises(ValueError, match="the test split has 1 example; an interval needs at least 2"):
+        subset_risk_sweep(LeastSquares(), Splits(splits.train, splits.validation, one), sizes=[20], seeds=2)
+
+
+def test_a_cell_s_head_risk_is_that_of_the_linear_head(splits):
+    """The learner refits its heads by code of its own, for all seeds at once: the same as `head_risk`."""
+    found = subset_risk_sweep(LeastSquares(), splits, sizes=[60], seeds=1, subsets=["strong"], band=False)
+    order = samples([0], len(splits.train), 60)[0]
+    x, y = (np.asarray(array, np.float64)[order] for array in (splits.train.inputs["strong"], splits.train.label))
+    slope = np.linalg.lstsq(x - x.mean(axis=0), y - y.mean(axis=0))[0]
+    z = np.concatenate(
+        [np.asarray(part.inputs["strong"], np.float64) @ slope for part in (splits.validation, splits.test)]
+    )
+    label = np.concatenate([splits.validation.label, splits.test.label])
+    fit, evaluation = np.split(np.arange(len(z)), [len(splits.validation)])
+    measured = head_risk(LinearHead(splits.train.task), z, label, fit=fit, evaluation=evaluation)
+    assert found.cell(("strong",), 60).head_risk[0] == pytest.approx(measured, rel=1e-5)
 
 
 def test_samples_of_most_of_the_pool_are_warned_of(splits):

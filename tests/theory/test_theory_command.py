@@ -61,6 +61,7 @@ def test_the_study_of_a_model_takes_the_options_of_a_configuration(npz, tmp_path
         (["--subsets", "audio+zom"], "did you mean 'zoom'?"),
         (["--sizes", "1000"], "sizes holds 1000, but the training split has 210 examples"),
         (["--seeds", "1"], "seeds must be at least 2"),
+        (["--oracle-risk", "nan"], "--oracle-risk must be finite, got nan"),
         (["--train.epoch", "3"], "did you mean --train.epochs?"),
     ),
 )
