@@ -170,9 +170,11 @@ class Clipped(LeastSquares):
     limit: float
 
     def predict(self, splits: Splits, subset: Subset, n: int, seeds: Sequence[int]) -> Predictions:
+        """See `Learner.predict`."""
         return Predictions(*(x.clip(-self.limit, self.limit) for x in super().predict(splits, subset, n, seeds)))
 
     def identity(self) -> dict[str, Any]:
+        """See `Learner.identity`."""
         return {"type": "least squares, clipped", "limit": self.limit}
 
 
