@@ -10,6 +10,7 @@ Python; the registry (`mmjax.registry`) only lets the command line find a kind b
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -342,24 +343,28 @@ def validate(config: Config) -> None:
         raise ValueError(f"model.dtype must be float32 or bfloat16, got {config.model.dtype!r}")
     if any(width < 1 for width in config.model.head_hidden):
         raise ValueError(f"model.head_hidden must hold widths of at least 1, got {config.model.head_hidden}")
-    for section in _sections(config):
+    for path, section in _sections(config, ""):
         if hasattr(section, "validate"):
-            section.validate()
+            try:
+                section.validate()
+            except ValueError as error:  # of several encoders, say, the message cannot know which it is
+                raise ValueError(f"{path}: {error}" if path else str(error)) from error
 
 
-def _sections(value: Any) -> list[Any]:
-    """Return every dataclass below `value`, itself left out."""
+def _sections(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield every dataclass below `value`, itself left out; with its path if it is an entry of a dictionary."""
     if dataclasses.is_dataclass(value):
-        children = [getattr(value, f.name) for f in dataclasses.fields(value)]
+        for field_ in dataclasses.fields(value):
+            yield from _below(getattr(value, field_.name), f"{path}.{field_.name}".strip("."), named=False)
     elif isinstance(value, dict):
-        children = list(value.values())
+        for key, entry in value.items():
+            yield from _below(entry, f"{path}.{key}", named=True)
     elif isinstance(value, tuple):
-        children = list(value)
-    else:
-        return []
-    found = []
-    for child in children:
-        if dataclasses.is_dataclass(child):
-            found.append(child)
-        found += _sections(child)
-    return found
+        for i, entry in enumerate(value):
+            yield from _below(entry, f"{path}.{i}", named=False)
+
+
+def _below(value: Any, path: str, named: bool) -> Iterator[tuple[str, Any]]:
+    if dataclasses.is_dataclass(value):
+        yield path if named else "", value
+    yield from _sections(value, path)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.errors import FlaxError
 from jax import Array
 
 from mmjax.config import ModelConfig
@@ -112,15 +113,18 @@ def encode_one(encoder: nn.Module, what: str, x: Array, train: bool, here: Array
         with statistics_over(here):
             return encode_one(encoder, what, jnp.where(here.reshape(-1, *[1] * (x.ndim - 1)), x, 0), train)
     try:
-        features: Array = encoder(x, train)
+        features: Any = encoder(x, train)
     except ValueError as error:
         raise ValueError(f"encoder of {what!r}: {error}") from error
-    if features.ndim not in (2, 3) or features.shape[0] != x.shape[0]:
+    except (TypeError, FlaxError) as error:  # of an encoder of one's own, which does not say what it was given
+        raise ValueError(f"encoder of {what!r}, given inputs {x.shape}: {error}") from error
+    shape = getattr(features, "shape", None)
+    if shape is None or len(shape) not in (2, 3) or shape[0] != x.shape[0]:
         raise ValueError(
             f"the encoder of {what!r} must give features [{x.shape[0]}, D] or tokens [{x.shape[0]}, T, D] for "
-            f"inputs {x.shape}, got {features.shape}"
+            f"inputs {x.shape}, got {shape or type(features).__name__}"
         )
-    return features
+    return jnp.asarray(features)
 
 
 class MultiModal(nn.Module):

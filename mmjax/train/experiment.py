@@ -25,6 +25,7 @@ from mmjax.train.inference import build_inference
 from mmjax.train.parallel import make_route
 from mmjax.train.state import TrainState, create_state, state_from
 from mmjax.train.step import Inference, StepMetrics, Training, measure_gradients, train_step
+from mmjax.train.token_range import check_token_range
 
 PyTree = Any
 
@@ -80,7 +81,7 @@ def build_experiment(config: Config, splits: Splits | None = None) -> Experiment
 
     Raises:
       ValueError: a field out of range, a batch larger than the data or not divisible by the devices, options that the
-        task does not have; a configuration of several stages (`build_stages`).
+        task does not have; token numbers beyond a vocabulary; a configuration of several stages (`build_stages`).
     """
     validate(config)
     if config.stages:
@@ -94,6 +95,8 @@ def build_experiment(config: Config, splits: Splits | None = None) -> Experiment
     for option, default in (("label_smoothing", 0.0), ("class_weights", "none")):
         if task.kind != "classification" and getattr(train, option) != default:
             raise ValueError(f"train.{option} is for classification; the task here is {task.kind}")
+    for name, part in (("training", splits.train), ("validation", splits.validation), ("test", splits.test)):
+        check_token_range(config.model, part, f"the {name} split")
     route = make_route(train.parallel, train.devices, train.batch_size)
     steps_per_epoch = math.ceil(len(splits.train) / train.batch_size)
     evaluate_every = train.evaluate_every or steps_per_epoch

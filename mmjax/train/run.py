@@ -23,6 +23,7 @@ from mmjax.train.parallel import Route, make_route
 from mmjax.train.predictor import Predictor
 from mmjax.train.signature import example_inputs, read_signature
 from mmjax.train.step import Inference, prepare
+from mmjax.train.token_range import check_token_range
 
 PyTree = Any
 
@@ -103,7 +104,9 @@ class Run:
                 raise ValueError(f"{m} has a NaN or infinite value, first in example {bad[0]}")
         task = self.inference.task
         label = np.zeros(n, np.int32) if task.kind == "classification" else np.zeros((n, task.num_outputs), np.float32)
-        return Dataset(arrays, label, task, self.inference.preprocess, present)
+        dataset = Dataset(arrays, label, task, self.inference.preprocess, present)
+        check_token_range(self.config.model, dataset, "inputs")
+        return dataset
 
 
 def check_dataset(run: Run, dataset: Dataset) -> None:

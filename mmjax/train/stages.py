@@ -24,7 +24,8 @@ def build_stages(config: Config, splits: Splits | None = None) -> tuple[Experime
 
     Raises:
       ValueError: as `build_experiment`; a stage that names unknown parts or objectives (the nearest known ones are told),
-        that freezes everything, or whose objectives reach nothing that is not frozen; stages of a generative model.
+        that freezes everything, whose objectives reach nothing that is not frozen, or are about a modality that the
+        validation split lacks; stages of a generative model.
     """
     if not config.stages:
         return (build_experiment(config, splits),)
@@ -89,6 +90,12 @@ def _restricted(experiment: Classifier, stage: StageConfig, start: int) -> Class
         _check_known(
             name, experiment.names, f"stage {title!r} counts objective {name!r}, which the model does not have"
         )
+        held_out = experiment.splits.validation
+        if name in held_out.modalities and not held_out.has(name).any():
+            raise ValueError(
+                f"stage {title!r} counts objective {name!r}, but no example of the validation split has that modality: "
+                "there would be nothing to choose the best weights by"
+            )
     if stage.objectives:
         counted = tuple(name in stage.objectives for name in experiment.names)
         asked = [name for name in experiment.names if name in stage.objectives]

@@ -78,3 +78,30 @@ def test_a_run_predicts_the_same_after_loading(tmp_path):
         np.testing.assert_array_equal(one[name], other[name])
     moved = inputs | {"question": np.roll(inputs["question"], 1, axis=0)}
     assert not np.allclose(run.predict(moved)["question"], one["question"])
+    for wrong, message in (
+        (
+            np.full_like(inputs["question"], 13),
+            r"question of inputs has token number 13, first in example 0, but model.enc",
+        ),
+        (-inputs["question"].astype(int), "question of inputs must hold token numbers, whole and at least 0"),
+        (inputs["question"] + 0.5, "question of inputs must hold token numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run.predict(inputs | {"question": wrong})
+
+
+@pytest.mark.parametrize("part", ["training", "validation", "test"])
+def test_a_number_beyond_the_vocabulary_is_told_before_anything_is_compiled(part):
+    words = np.random.default_rng(0).integers(1, 13, (60, 3))
+    split = np.arange(60) % 3
+    words[np.flatnonzero(split == ("training", "validation", "test").index(part))[1], 2] = 40
+    splits = from_arrays({"words": words}, np.arange(60) // 3 % 2, tokens=["words"], split=split)
+    encoder = TransformerConfig(width=8, layers=1, heads=2, vocabulary=13)
+    config = Config(
+        data=Npz(path="given"), model=ModelConfig(encoders={"words": encoder}), method=UniformConfig(),
+        optimizer=AdamConfig(), train=TrainConfig(batch_size=10, devices=1),
+    )  # fmt: skip
+    with pytest.raises(
+        ValueError, match=f"words of the {part} split has token number 40, first in example 1, but model.en"
+    ):
+        mmjax.fit(config, splits=splits)

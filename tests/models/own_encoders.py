@@ -51,6 +51,14 @@ def flat(params, x, train, rngs):
     return x.reshape(-1)
 
 
+def wrong_width(params, x, train, rngs):
+    return x[:, :2] @ params["w"]
+
+
+def pair(params, x, train, rngs):
+    return x, x
+
+
 def nothing(key, x):
     return {}
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.config import ModelConfig
+from mmjax.config import Config, ModelConfig, validate
 from mmjax.config_file import from_json, to_json
+from mmjax.data import Planted
 from mmjax.models import (
     ENCODERS,
     GRU,
@@ -21,6 +22,7 @@ from mmjax.models import (
     GRUConfig,
     Identity,
     LeNetConfig,
+    MLPConfig,
     NnxEncoder,
     PytreeEncoder,
     ResNet18,
@@ -32,6 +34,8 @@ from mmjax.models import (
     build_model,
 )
 from mmjax.models.attention import Attention
+from mmjax.optim import UniformConfig
+from mmjax.train.optimizer import AdamConfig
 
 KEY = jax.random.key(0)
 OWN = "models.own_encoders"  # tests/ is on the path
@@ -322,6 +326,31 @@ def test_a_wrong_shape_names_modality_expected_and_found(config, shape, message)
     model = build_model(ModelConfig(encoders={"a": config}), ("a",), 3)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(model.init, KEY, {"a": jnp.zeros(shape)})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (CustomConfig(path=f"{OWN}:wrong_width", initialise=f"{OWN}:initialise"), r"\(2, 4\): .*dot_general"),
+        (CustomConfig(path=f"{OWN}:nnx_net"), r"\(2, 3\): .*dot_general"),
+        (CustomConfig(path=f"{OWN}:pair", initialise=f"{OWN}:initialise"), r"must give features .*, got tuple"),
+    ],
+)
+def test_an_own_encoder_s_mistake_names_the_modality_and_what_it_was_given(config, message):
+    model = build_model(ModelConfig(encoders={"a": config}), ("a",), 3)
+    shape = (2, 3) if config.path.endswith("nnx_net") else (2, 4)
+    with pytest.raises(ValueError, match=rf"encoder of 'a'.*{message}"):
+        jax.eval_shape(model.init, KEY, {"a": jnp.zeros(shape)})
+
+
+def test_an_option_that_an_own_encoder_needs_is_asked_for_and_the_modality_named():
+    model = ModelConfig(encoders={"a": CustomConfig(path=f"{OWN}:Linear")})
+    config = Config(data=Planted(), model=model, method=UniformConfig(), optimizer=AdamConfig())
+    with pytest.raises(ValueError, match=r"model.encoders.a: encoder option options: .*missing .*'width'"):
+        validate(config)
+    model = ModelConfig(encoders={"a": MLPConfig(), "b": MLPConfig(width=0)})
+    with pytest.raises(ValueError, match=r"model.encoders.b: encoder option width must be at least 1, got 0"):
+        validate(dataclasses.replace(config, model=model))
 
 
 def test_mistakes_about_masks_and_tokens():

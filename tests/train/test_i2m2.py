@@ -15,10 +15,12 @@ from mmjax.train.optimizer import AdamConfig
 from mmjax.train.run import evaluate
 
 WORLDS = {
-    # of one bit each: either modality alone tells half of a label of four classes
+    # unique and synergistic bits; the label has 2 to the power of their number classes
     "single modalities": ({"a": 1.0, "b": 1.0}, {}),
     "their interaction": ({}, {"a+b": 1.0}),
+    "both": ({"a": 1.0}, {"a+b": 1.0}),
 }
+MISSED = 0.03  # of accuracy, from few steps on few examples; the study itself allows 0.01
 
 
 @pytest.fixture(scope="module", params=WORLDS)
@@ -46,13 +48,14 @@ def study(request):
 
 def test_what_each_kind_of_experts_can_learn(study):
     world, accuracy = study
-    chance = 0.5 if world == "their interaction" else 0.25
-    assert accuracy["inter"] > 0.95, accuracy
-    assert accuracy["i2m2"] > 0.95, accuracy
-    if world == "their interaction":  # an xor, of which either modality says nothing
-        assert abs(accuracy["intra"] - chance) < 0.06, accuracy
-    else:
-        assert accuracy["intra"] > 0.95, accuracy
+    best = max(accuracy.values())
+    assert best > 0.95, accuracy
+    assert accuracy["i2m2"] >= best - MISSED, accuracy
+    assert accuracy["inter"] >= best - MISSED, accuracy
+    if world == "single modalities":
+        assert accuracy["intra"] >= best - MISSED, accuracy
+    else:  # an xor, of which either modality says nothing: that bit is a guess
+        assert abs(accuracy["intra"] - 0.5) < 0.06, accuracy
 
 
 def test_experts_train_and_answer_with_modalities_missing():

@@ -257,6 +257,19 @@ def test_mistakes_are_told_before_anything_is_compiled(splits, stage, message):
         build_stages(config(TOGETHER, stage), splits)
 
 
+def test_a_stage_on_what_the_validation_split_lacks_is_told():
+    rng = np.random.default_rng(0)
+    arrays = {m: rng.normal(size=(96, 3)).astype(np.float32) for m in ("audio", "zoom")}
+    split = np.arange(96) % 3
+    present = np.stack([np.ones(96, bool), split != 1], axis=1)
+    splits = from_arrays(arrays, np.arange(96) // 3 % 3, split=split, present=present)
+    build_stages(config(apart("audio")), splits)
+    with pytest.raises(
+        ValueError, match="stage 'zoom' counts objective 'zoom', but no example of the validation split"
+    ):
+        build_stages(config(apart("zoom")), splits)
+
+
 def test_who_trains_in_one_stage_refuses_several(splits):
     with pytest.raises(ValueError, match="trains in one stage; the configuration has stages"):
         build_experiment(config(TOGETHER), splits)

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from mmjax.config import EncoderConfig
 from mmjax.models.adapters import PureEncoder
 
+_PURE, _INITIALISE = ("params", "x", "train", "rngs"), ("key", "x")  # what a pure function is called with
+
 
 @dataclass(frozen=True, kw_only=True)
 class CustomConfig(EncoderConfig):
@@ -42,9 +44,9 @@ class CustomConfig(EncoderConfig):
     def validate(self) -> None:
         """Raise ValueError for a path that names nothing, or options that what it names does not take."""
         target = _find("path", self.path)
-        _check_options(self.path, target, self.options)
+        _check_options(self.path, target, self.options, given=len(_PURE) if self.initialise else 0)
         if self.initialise:
-            _check_options(self.initialise, _find("initialise", self.initialise), self.options)
+            _check_options(self.initialise, _find("initialise", self.initialise), self.options, given=len(_INITIALISE))
 
     def build(self, *, dtype: Any = jnp.float32, axis_name: str | None = None) -> nn.Module:
         """Make the module; a linen module with fields `dtype` and `axis_name` gets the model's."""
@@ -79,10 +81,15 @@ def _find(option: str, path: str) -> Any:
     return found
 
 
-def _check_options(path: str, target: Any, options: dict[str, Any]) -> None:
-    parameters = inspect.signature(target).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    unknown = sorted(set(options) - set(parameters))
-    if unknown:
-        raise ValueError(f"encoder option options: {path} takes no {unknown[0]!r}, only {list(parameters)}")
+def _check_options(path: str, target: Any, options: dict[str, Any], given: int) -> None:
+    """Raise ValueError for options that `target` does not take, or lacks beside `given` positional arguments."""
+    signature = inspect.signature(target)
+    parameters = signature.parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        unknown = sorted(set(options) - set(parameters))
+        if unknown:
+            raise ValueError(f"encoder option options: {path} takes no {unknown[0]!r}, only {list(parameters)}")
+    try:
+        signature.bind(*[None] * given, **options)
+    except TypeError as error:
+        raise ValueError(f"encoder option options: {path}: {error}") from error
