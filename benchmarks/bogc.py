@@ -177,10 +177,10 @@ def take_together(config: Config, splits: Splits, rates: tuple[float, ...], seed
         raise ValueError("refresh_epochs must be whole: passes are taken between epochs here")
 
     @jax.jit
-    def renewed(state: Any) -> Any:
-        return jax.lax.map(renewed_run, state)
+    def renewed(state: Any, whole: list[Batch]) -> Any:
+        return jax.lax.map(lambda run: renewed_run(run, whole), state)
 
-    def renewed_run(state: Any) -> Any:
+    def renewed_run(state: Any, whole: list[Batch]) -> Any:
         assert refresh is not None
         variables = {"params": state.params, **state.model_state}
         carry = refresh.start(state.opt_state[0])
@@ -193,7 +193,7 @@ def take_together(config: Config, splits: Splits, rates: tuple[float, ...], seed
     history: dict[str, list[Any]] = {"validation": [], "test": []}
     for e in range(epochs):
         if refresh is not None and e * per_epoch % refresh.every == 0:
-            state = renewed(state)
+            state = renewed(state, whole)
         steps = range(e * per_epoch, (e + 1) * per_epoch)
         streams = {seed: [batch_indices(seed, t, len(splits.train), size) for t in steps] for seed in seeds}
         indices = np.stack([streams[seed] for _, seed in runs])
