@@ -41,6 +41,7 @@ from mmjax.generative.variation_of_information import (
     vi_objective,
 )
 from mmjax.generative.visible import VisibleKind, check_inputs
+from mmjax.models.recurrent_encoder import RecurrentEncoder, filling_loss
 
 __all__ = [
     "GENERATIVE_METHODS",
@@ -63,6 +64,7 @@ __all__ = [
     "Reader",
     "Recurrent",
     "RecurrentConfig",
+    "RecurrentEncoder",
     "Rounds",
     "Visibility",
     "VisibleKind",
@@ -70,6 +72,7 @@ __all__ = [
     "check_inputs",
     "conditional_entropy",
     "exact_vi_objective",
+    "filling_loss",
     "gaussian_variation_of_information",
     "hybrid",
     "infer",

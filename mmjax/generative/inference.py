@@ -131,8 +131,8 @@ def infer(
     """Return features and filled-in inputs of examples whose other modalities are missing.
 
     given: {modality: [B, D_m]}, at least one; with all of them there is nothing to fill in, and the features are
-    E[h | everything]. n_steps: rounds; 0 gives the feed-forward pass. tolerance: stop before that many rounds once no
-    hidden unit changes by more (not differentiable).
+    E[h | everything]. n_steps: rounds; 0 gives the feed-forward pass. tolerance: an example stops before that many rounds
+    once none of its hidden units changes by more (not differentiable).
 
     Raises:
       ValueError: nothing given, an unknown modality, n_steps < 0, tolerance < 0.

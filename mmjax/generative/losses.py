@@ -150,12 +150,13 @@ def multi_prediction(
     a batch; `n_steps` rounds of inference (see `Rounds`) predict the rest. The loss is the cross-entropy (½ squared
     error for gaussian units) summed over the entries that were hidden, mean over examples, in nats.
 
-    Its floor is Σ_j H(Y_j | X, kept) over hidden entries j: it is no variation of information.
+    Its floor is Σ_j H(Y_j | X, kept) over hidden entries j: it is no variation of information. Differentiable in reverse.
     model: an `MRBM`, or an `MDRNN` with keep_max 0. backprop_steps: truncated backpropagation, see `iterate`.
     directions: given modalities, if not each in turn.
 
     Raises:
-      ValueError: n_steps < 0, keep_max outside [0, 1], backprop_steps < 1, an unknown direction.
+      ValueError: n_steps < 0, keep_max outside [0, 1], backprop_steps < 1, an unknown direction, inputs of other
+        modalities.
 
     >>> mrbm = MRBM({"x": "binary", "y": "binary"}, num_hidden=4)
     >>> params = mrbm.init(jax.random.key(0), {"x": 3, "y": 2})
@@ -167,6 +168,8 @@ def multi_prediction(
     directions = tuple(directions) or model.modalities
     keys = dict(zip(model.modalities, jax.random.split(key, len(model.modalities)), strict=True))
     model.missing(directions)
+    if set(inputs) != set(model.modalities):
+        raise ValueError(f"inputs are of modalities {sorted(inputs)}; the model has {list(model.modalities)}")
     return {
         given: _direction(model, params, inputs, keys[given], given, n_steps, keep_max, backprop_steps)
         for given in directions

@@ -105,7 +105,7 @@ class GenerativeMethod(MethodConfig):
 
     def validate(self) -> None:
         """Raise ValueError naming an option out of range."""
-        if self.sparsity < 0:
+        if not 0 <= self.sparsity < float("inf"):
             raise ValueError(f"method.sparsity must be at least 0, got {self.sparsity}")
         check_unit_interval("method.sparsity_target", self.sparsity_target, open_ends=True)
 

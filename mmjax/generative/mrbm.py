@@ -120,13 +120,19 @@ class MRBM:
         """Return b_m + W_m h, [..., D_m]."""
         return h @ params.weights[modality].T + params.visible_bias[modality]
 
+    def check_complete(self, inputs: Mapping[str, Array]) -> None:
+        """Raise ValueError unless the inputs are of all the model's modalities, and of no others."""
+        if set(inputs) != set(self.visible):
+            raise ValueError(f"inputs are of modalities {sorted(inputs)}; the model has {list(self.modalities)}")
+
     def visible_energy(self, params: MRBMParams, inputs: Mapping[str, Array]) -> Array:
         """Return the visible units' own energy, summed over the inputs that are there, [...]."""
         terms = [visible_energy(self.visible[m], inputs[m], params.visible_bias[m]) for m in sorted(inputs)]
         return sum(terms[1:], terms[0])
 
     def free_energy(self, params: MRBMParams, inputs: Mapping[str, Array]) -> Array:
-        """Return F, [...]; p(inputs) is proportional to exp(-F)."""
+        """Return F, [...]; p(inputs) is proportional to exp(-F). Raises ValueError unless all modalities are there."""
+        self.check_complete(inputs)
         hidden = jnp.sum(jax.nn.softplus(self.hidden_logits(params, inputs)), axis=-1)
         return self.visible_energy(params, inputs) - hidden
 
@@ -158,11 +164,14 @@ class MRBM:
         """Return the modalities after `steps` Gibbs steps; those in `given` stay clamped.
 
         Raises:
-          ValueError: steps < 0.
+          ValueError: steps < 0, an unknown modality in `given`, inputs that lack one (they are where the chain starts).
         """
         if steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}")
+        self.check_complete(inputs)
         given = frozenset(given)
+        if given:
+            self.missing(given)
 
         def step(state: dict[str, Array], key: Array) -> tuple[dict[str, Array], None]:
             return self.gibbs_step(params, key, state, given), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -13,16 +14,16 @@ PyTree = Any
 
 
 def check_rounds(n_steps: int, backprop_steps: int | None = None) -> None:
-    """Raise ValueError unless n_steps >= 0 and backprop_steps is None or at least 1.
+    """Raise ValueError unless n_steps is an integer >= 0 and backprop_steps None or one of at least 1.
 
     >>> check_rounds(-1)
     Traceback (most recent call last):
     ...
     ValueError: n_steps must be at least 0, got -1
     """
-    if n_steps < 0:
+    if not isinstance(n_steps, numbers.Integral) or n_steps < 0:
         raise ValueError(f"n_steps must be at least 0, got {n_steps}")
-    if backprop_steps is not None and backprop_steps < 1:
+    if backprop_steps is not None and (not isinstance(backprop_steps, numbers.Integral) or backprop_steps < 1):
         raise ValueError(f"backprop_steps must be None or at least 1, got {backprop_steps}")
 
 
@@ -53,33 +54,36 @@ def iterate(
 
 
 def until_converged(
-    step: Callable[[PyTree], PyTree], state: PyTree, tolerance: float, max_steps: int
-) -> tuple[PyTree, Array]:
-    """Repeat `step` until no entry changes by more than `tolerance`, at most `max_steps` times.
+    step: Callable[[Array], Array], state: Array, tolerance: float, max_steps: int
+) -> tuple[Array, Array]:
+    """Repeat `step` until no entry of an example changes by more than `tolerance`, at most `max_steps` times.
 
-    Returns the state and the number of rounds taken, int32. Not differentiable in reverse (a while loop).
+    state: [B, ...] or a scalar; an example that has converged stays as it is, so that its answer does not depend on who
+    else is in the batch. Returns the state and the largest number of rounds that one took, int32. Not differentiable
+    in reverse (a while loop).
 
     Raises:
       ValueError: tolerance < 0, max_steps < 0.
 
-    >>> state, count = until_converged(lambda x: x / 2, jnp.array(1.0), tolerance=0.1, max_steps=50)
+    >>> state, count = until_converged(lambda x: x / 2, jnp.array([1.0, 0.25]), tolerance=0.1, max_steps=50)
     >>> state.tolist(), count.tolist()
-    (0.0625, 4)
+    ([0.0625, 0.0625], 4)
     """
-    if tolerance < 0:
+    if not tolerance >= 0:
         raise ValueError(f"tolerance must be at least 0, got {tolerance}")
     check_rounds(max_steps)
 
-    def changes(carry: tuple[PyTree, Array, Array]) -> Array:
-        _, count, change = carry
-        return (count < max_steps) & (change > tolerance)
+    def goes_on(carry: tuple[Array, Array, Array]) -> Array:
+        _, count, moving = carry
+        return (count < max_steps) & jnp.any(moving)
 
-    def body(carry: tuple[PyTree, Array, Array]) -> tuple[PyTree, Array, Array]:
-        old, count, _ = carry
+    def body(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        old, count, moving = carry
         new = step(old)
-        largest = [jnp.max(jnp.abs(a - b)) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)]
-        return new, count + 1, jnp.max(jnp.stack(largest)).astype(jnp.float32)
+        new = jnp.where(moving.reshape(moving.shape + (1,) * (old.ndim - moving.ndim)), new, old)
+        change = jnp.max(jnp.abs(new - old), axis=tuple(range(1, old.ndim)))
+        return new, count + 1, change > tolerance
 
-    start = (state, jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, jnp.float32))
-    final, count, _ = jax.lax.while_loop(changes, body, start)
+    start = (state, jnp.zeros((), jnp.int32), jnp.ones(state.shape[:1], bool))
+    final, count, _ = jax.lax.while_loop(goes_on, body, start)
     return final, count

@@ -8,10 +8,11 @@ the same number of multiplications, in fewer and larger products and without the
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from mmjax.generative.visible import VisibleKind, visible_mean
@@ -42,7 +43,7 @@ def unrolled(kinds: Kinds, count: int, network: Network, clamped: Clamped, hidde
     """Return the hidden units' mean, [B, H], after `count` rounds from `hidden`; differentiable in reverse.
 
     kinds: the missing modalities and their units. A round: x_m = mean of b_m + W_m h, visible entries as they are;
-    h = σ(known + Σ W_mᵀ x_m). Masks and clamped values are constants.
+    h = σ(known + Σ W_mᵀ x_m). Gradients go to everything but the masks; not in forward mode.
     """
     return _forward(kinds, count, network, clamped, hidden)[0]
 
@@ -67,7 +68,7 @@ def _forward(
 
 def _backward(
     kinds: Kinds, count: int, kept: tuple[Network, Clamped, dict[str, Array], Array], cotangent: Array
-) -> tuple[Network, None, Array]:
+) -> tuple[Network, Clamped, Array]:
     network, clamped, inputs, states = kept
 
     def step(g: Array, at: tuple[dict[str, Array], Array]) -> tuple[Array, tuple[dict[str, Array], Array]]:
@@ -94,7 +95,10 @@ def _backward(
     right = jnp.concatenate([rows(drives), rows(states[:-1])])
     weights = {m: jnp.concatenate([rows(inputs[m]), rows(activations[m])]).T @ right for m, _ in kinds}
     bias = {m: jnp.sum(rows(activations[m]), axis=0) for m, _ in kinds}
-    return Network(weights, bias, jnp.sum(drives, axis=0)), None, first
+    total = jnp.sum(drives, axis=0)
+    values = {m: jnp.where(mask, total @ network.weights[m].T, 0) for m, mask in clamped.mask.items()}
+    no_gradient: Any = {m: np.zeros(mask.shape, jax.dtypes.float0) for m, mask in clamped.mask.items()}
+    return Network(weights, bias, total), Clamped(no_gradient, values), first
 
 
 unrolled.defvjp(_forward, _backward)

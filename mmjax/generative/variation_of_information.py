@@ -11,10 +11,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.special import xlogy
 
 
 def vi_objective(
@@ -42,8 +42,11 @@ def vi_objective(
         raise ValueError(f"weights are of {sorted(weights)}; the modalities are {sorted(log_conditionals)}")
     if any(w < 0 for w in weights.values()) or not any(weights.values()):
         raise ValueError(f"weights must be at least 0 and not all 0, got {dict(weights)}")
-    total = sum((weights[m] * log_conditionals[m] for m in sorted(weights)), jnp.zeros(()))
-    return -jnp.mean(total) if probability is None else -jnp.sum(probability * total)
+    # what has no weight or no probability has no say, though its logarithm may be -inf
+    total = sum((weights[m] * log_conditionals[m] for m in sorted(weights) if weights[m]), jnp.zeros(()))
+    if probability is None:
+        return -jnp.mean(total)
+    return -jnp.sum(jnp.where(probability > 0, probability * jnp.where(probability > 0, total, 0), 0))
 
 
 def conditional_entropy(joint: Any, given: int) -> Array:
@@ -56,8 +59,17 @@ def conditional_entropy(joint: Any, given: int) -> Array:
     0.4773999750614166
     """
     joint = check_table("joint", joint)
-    marginal = jnp.sum(joint, axis=1 - given)
-    return jnp.sum(xlogy(marginal, marginal)) - jnp.sum(xlogy(joint, joint))
+    return _cross_entropy(joint, joint, given)
+
+
+def _cross_entropy(data: Array, model: Array, given: int) -> Array:
+    """Return -Σ p log q(one axis | the other): infinite where the data have mass and the model has none, else smooth."""
+    marginal = jnp.sum(model, axis=1 - given, keepdims=True)
+    seen = data > 0
+    possible = seen & (model > 0)
+    log_conditional = jnp.log(jnp.where(possible, model, 1)) - jnp.log(jnp.where(marginal > 0, marginal, 1))
+    found = jnp.sum(jnp.where(possible, -data * log_conditional, 0)) + 0.0  # never -0
+    return jnp.where(jnp.any(seen & ~possible), jnp.inf, found)
 
 
 def table_variation_of_information(joint: Any) -> Array:
@@ -77,9 +89,10 @@ def table_objective(data: Any, model: Any, weights: tuple[float, float] = (1.0, 
 
     Only the conditionals of q matter: where the support falls into blocks that share no row and no column, moving mass
     between blocks leaves the value as it is. weights: of the direction from rows (x given) and from columns.
+    Infinite where the data have mass and the model has none.
 
     Raises:
-      ValueError: tables of different shapes, or as `conditional_entropy`.
+      ValueError: tables of different shapes, a negative weight or all of them 0, or as `conditional_entropy`.
 
     >>> p = np.array([[0.1, 0.2], [0.3, 0.4]])
     >>> bool(abs(table_objective(p, p) - table_variation_of_information(p)) < 1e-6)
@@ -89,11 +102,9 @@ def table_objective(data: Any, model: Any, weights: tuple[float, float] = (1.0, 
     if data.shape != model.shape:
         raise ValueError(f"data and model must be tables of one shape, got {data.shape} and {model.shape}")
 
-    def cross(axis: int) -> Array:
-        marginal = jnp.sum(model, axis=1 - axis)
-        return jnp.sum(xlogy(jnp.sum(data, axis=1 - axis), marginal)) - jnp.sum(xlogy(data, model))
-
-    return weights[0] * cross(0) + weights[1] * cross(1)
+    if any(not w >= 0 for w in weights) or not any(weights):
+        raise ValueError(f"weights must be at least 0 and not all 0, got {weights}")
+    return sum((w * _cross_entropy(data, model, axis) for axis, w in enumerate(weights) if w), jnp.zeros(()))
 
 
 def gaussian_variation_of_information(covariance: Any, num_x: int) -> float:
@@ -108,7 +119,7 @@ def gaussian_variation_of_information(covariance: Any, num_x: int) -> float:
     2.8379
     """
     covariance = np.asarray(covariance, np.float64)
-    size = covariance.shape[0]
+    size = len(covariance) if covariance.ndim else 0
     if covariance.shape != (size, size) or not np.allclose(covariance, covariance.T):
         raise ValueError(f"covariance must be a symmetric matrix, got shape {covariance.shape}")
     if not 1 <= num_x < size:
@@ -123,9 +134,10 @@ def gaussian_variation_of_information(covariance: Any, num_x: int) -> float:
 
 def check_table(name: str, table: Any) -> Array:
     """Return `table` as an array. Raises ValueError if it is concrete and no table of joint probabilities [X, Y]."""
-    if isinstance(table, np.ndarray):
-        if table.ndim != 2:
-            raise ValueError(f"{name} must be a table [X, Y], got shape {table.shape}")
-        if not (table.min() >= 0 and abs(table.sum() - 1) < 1e-4):
-            raise ValueError(f"{name} must hold probabilities that sum to 1; it sums to {table.sum():.6g}")
-    return jnp.asarray(table)
+    array = table if isinstance(table, jax.core.Tracer) else np.asarray(table)
+    if array.ndim != 2:
+        raise ValueError(f"{name} must be a table [X, Y], got shape {array.shape}")
+    if not isinstance(array, jax.core.Tracer):
+        if not (array.min() >= 0 and abs(array.sum() - 1) < 1e-4):
+            raise ValueError(f"{name} must hold probabilities that sum to 1; it sums to {array.sum():.6g}")
+    return jnp.asarray(array)

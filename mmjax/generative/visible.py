@@ -17,7 +17,9 @@ VisibleKind = Literal["binary", "gaussian"]
 """binary: values in [0, 1], Bernoulli given the hidden units; gaussian: real, standardised, of unit variance given them."""
 
 MEAN_TOLERANCE, STD_RANGE = 0.5, (0.5, 2.0)
-"""Real inputs whose overall mean or standard deviation is outside are taken for unstandardised."""
+"""Real features whose mean or standard deviation is outside are taken for unstandardised."""
+
+TINY = 1e-12  # a feature that never varies: far off, and no division by 0
 
 
 def check_kind(name: str, kind: str) -> None:
@@ -80,62 +82,76 @@ def log_visible_sum(kind: VisibleKind, activation: Array, bias: Array) -> Array:
 
 
 class Moments(NamedTuple):
-    """Of an array or several: number of values, lowest, highest, mean, standard deviation."""
+    """Of features [N, ...], each by itself: number of examples; lowest, highest, mean, standard deviation, [D]."""
 
     number: int
-    low: float
-    high: float
-    mean: float
-    std: float
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
 
 
 def moments(values: np.ndarray) -> Moments:
-    """Return the moments of an array, in float64.
+    """Return the moments of each feature of [N, ...], in float64. Raises ValueError for no example.
 
-    >>> moments(np.array([1.0, 3.0]))
-    Moments(number=2, low=1.0, high=3.0, mean=2.0, std=1.0)
+    >>> found = moments(np.array([[1.0, 0.0], [3.0, 0.0]]))
+    >>> found.number, found.mean.tolist(), found.std.tolist()
+    (2, [2.0, 0.0], [1.0, 0.0])
     """
-    values = np.asarray(values)
-    mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
-    return Moments(values.size, float(values.min()), float(values.max()), mean, std)
+    values = np.asarray(values, np.float64)
+    if values.ndim == 0 or len(values) == 0:
+        raise ValueError(f"inputs must be [N, ...] with N >= 1, got shape {values.shape}")
+    rows = values.reshape(len(values), -1)
+    return Moments(len(rows), rows.min(axis=0), rows.max(axis=0), rows.mean(axis=0), rows.std(axis=0))
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
-    """Return the moments of two arrays together.
+    """Return the moments of two arrays of the same features together.
 
-    >>> merge_moments(moments(np.array([1.0])), moments(np.array([3.0])))
-    Moments(number=2, low=1.0, high=3.0, mean=2.0, std=1.0)
+    >>> merged = merge_moments(moments(np.array([[1.0]])), moments(np.array([[3.0]])))
+    >>> merged.number, merged.mean.tolist(), merged.std.tolist()
+    (2, [2.0], [1.0])
     """
     number = a.number + b.number
     share = b.number / number
     mean = (1 - share) * a.mean + share * b.mean
     variance = (1 - share) * a.std**2 + share * b.std**2 + share * (1 - share) * (b.mean - a.mean) ** 2
-    return Moments(number, min(a.low, b.low), max(a.high, b.high), mean, math.sqrt(variance))
+    return Moments(number, np.minimum(a.low, b.low), np.maximum(a.high, b.high), mean, np.sqrt(variance))
 
 
 def check_moments(name: str, kind: VisibleKind, found: Moments) -> None:
     """Check what is known of a modality's inputs against what its visible units can stand for.
 
-    Warns (UserWarning) of real inputs that are not standardised, with the mean and standard deviation seen.
+    Warns (UserWarning) of real features that are not standardised, with mean and standard deviation of the worst.
 
     Raises:
-      ValueError: a binary input outside [0, 1] or one that is not a number.
+      ValueError: inputs that are not finite; a binary input outside [0, 1].
 
-    >>> check_moments("tags", "binary", moments(np.array([0.0, 1.5])))
+    >>> check_moments("tags", "binary", moments(np.array([[0.0], [1.5]])))
     Traceback (most recent call last):
     ...
     ValueError: tags has binary visible units, which stand for values in [0, 1]; it holds values from 0.0 to 1.5
     """
+    low, high = float(found.low.min()), float(found.high.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{name} holds NaN or infinite values")
     if kind == "binary":
-        if not (found.low >= 0 and found.high <= 1):
+        if low < 0 or high > 1:
             raise ValueError(
-                f"{name} has binary visible units, which stand for values in [0, 1]; it holds values from {found.low} "
-                f"to {found.high}"
+                f"{name} has binary visible units, which stand for values in [0, 1]; it holds values from {low} to {high}"
             )
-    elif not (abs(found.mean) <= MEAN_TOLERANCE and STD_RANGE[0] <= found.std <= STD_RANGE[1]):
+        return
+    if found.number == 1:
+        return  # one example has no standard deviation
+    # how often a feature misses what is tolerated: 1 at its ends
+    least, most = STD_RANGE
+    off = np.maximum(np.abs(found.mean) / MEAN_TOLERANCE, np.maximum(found.std / most, least / (found.std + TINY)))
+    wrong, worst = int((off > 1).sum()), int(np.argmax(off))
+    if wrong:
         warnings.warn(
-            f"{name} has gaussian visible units, which stand for standardised values; it has mean {found.mean:.4g} and "
-            f"standard deviation {found.std:.4g}",
+            f"{name} has gaussian visible units, which stand for standardised values; {wrong} of its {len(off)} features "
+            f"are not, the worst (number {worst}) with mean {found.mean[worst]:.4g} and standard deviation "
+            f"{found.std[worst]:.4g}",
             UserWarning,
             stacklevel=2,
         )
@@ -145,7 +161,7 @@ def check_inputs(kinds: Mapping[str, VisibleKind], inputs: Mapping[str, Any]) ->
     """Check inputs {modality: [N, ...]} against visible units {modality: kind}; see `check_moments`.
 
     Raises:
-      ValueError: a modality without a kind, a binary input outside [0, 1] or one that is not a number.
+      ValueError: a modality without a kind, no example, inputs that are not finite, a binary input outside [0, 1].
 
     >>> check_inputs({"tags": "binary"}, {"tags": np.array([[0.0, 1.0]])})
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -124,16 +125,16 @@ class Generative(Experiment):
         return -float(np.mean([metrics[f"{name}/{score_name(task)}"] for name in patterns]))
 
 
-def check_data(inference: Inference, train: Dataset) -> None:
-    """Check the training inputs, as a step sees them, against the visible units that are to stand for them.
+def check_data(inference: Inference, dataset: Dataset) -> None:
+    """Check inputs, as a step sees them, against the visible units that are to stand for them.
 
-    Warns (UserWarning) of real inputs that are not standardised.
+    Warns (UserWarning) of real features that are not standardised.
 
     Raises:
-      ValueError: inputs outside [0, 1] for binary units.
+      ValueError: inputs that are not finite, or outside [0, 1] for binary units.
     """
     seen: dict[str, Moments] = {}
-    for batch in evaluation_batches(train, min(BATCH, len(train))):
+    for batch in evaluation_batches(dataset, min(BATCH, len(dataset))):
         real = int(batch.weight.sum())
         for m, x in prepare(inference, batch.inputs).items():
             found = moments(np.asarray(x)[:real])
@@ -158,6 +159,10 @@ def build_generative(inference: Inference, **common: Any) -> Generative:
         raise ValueError("train.modality_dropout is not for generative models: leave it at 0.0")
     require_complete(splits, "a generative model")
     check_data(inference, splits.train)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the other splits are standardised by the training split
+        for part in (splits.validation, splits.test):
+            check_data(inference, part)
     return Generative(
         **common,
         names=method.names(modalities),

@@ -238,6 +238,12 @@ def test_tables():
     np.testing.assert_allclose(table_objective(p, p, (1.0, 0.0)), h_y_given_x, rtol=1e-12)  # rows given
     q = np.full((2, 2), 0.25)
     np.testing.assert_allclose(table_objective(p, q), 2 * math.log(2), rtol=1e-12)
+    assert table_objective(q, np.array([[0.5, 0.5], [0.0, 0.0]])) == np.inf  # a row that the model says never comes
+    assert np.isfinite(jax.grad(lambda t: table_objective(t, t))(jnp.asarray(p))).all()
+    assert np.isfinite(jax.grad(lambda t: table_objective(p, t))(jnp.asarray(p))).all()
+    given = {"x": jnp.array([-jnp.inf, -1.0]), "y": jnp.array([-1.0, -1.0])}
+    assert vi_objective(given, probability=jnp.array([0.0, 1.0])) == 2.0
+    assert vi_objective(given, weights={"x": 0.0, "y": 1.0}) == 1.0
 
 
 def test_weights_choose_directions(params):
@@ -273,6 +279,15 @@ def test_mistakes_are_named(params):
         visible_states(model, model.init(jax.random.key(0), SIZES))
     with pytest.raises(ValueError, match="sums to 2"):
         table_variation_of_information(np.ones((1, 2)))
+    with pytest.raises(ValueError, match="sums to 4"):
+        table_variation_of_information(jnp.ones((2, 2)))
+    with pytest.raises(ValueError, match="sums to 4"):
+        table_variation_of_information([[1.0, 1.0], [1.0, 1.0]])
+    for weights in ((-1.0, 0.0), (0.0, 0.0)):
+        with pytest.raises(ValueError, match="weights must be at least 0 and not all 0"):
+            table_objective(np.eye(2) / 2, np.eye(2) / 2, weights)
+    with pytest.raises(ValueError, match="covariance must be a symmetric matrix"):
+        gaussian_variation_of_information(1.0, 1)
     with pytest.raises(ValueError, match="two modalities"):
         vi_objective({"x": jnp.zeros(1)})
     with pytest.raises(ValueError, match="num_x must be in 1..1"):

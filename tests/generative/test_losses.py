@@ -190,6 +190,12 @@ def test_inference_stops_by_tolerance_or_count(params, data):
     assert 0 < found.rounds < 500
     np.testing.assert_allclose(found.hidden, long.hidden, atol=1e-6)
     assert infer(MODEL, params, x, 3, tolerance=0.0).rounds == 3 == infer(MODEL, params, x, 3).rounds
+    # an example's answer does not depend on who else is in the batch
+    coarse = infer(MODEL, params, x, 500, tolerance=1e-3)
+    alone = [infer(MODEL, params, {"x": row[None]}, 500, tolerance=1e-3) for row in data["x"]]
+    assert len({int(one.rounds) for one in alone}) > 1
+    np.testing.assert_allclose(coarse.hidden, np.concatenate([one.hidden for one in alone]), rtol=1e-12)
+    assert coarse.rounds == max(one.rounds for one in alone)
 
 
 def test_8_without_weights_the_reconstruction_is_the_bias(params, data):
@@ -254,6 +260,14 @@ def test_gradients_of_multi_prediction(params, data):
     for steps, ours in ((None, grad), (1, short)):
         close(ours, plain(params, data, steps), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(loss(params, 1), loss(params), rtol=1e-12)  # it changes the gradient alone
+    # and to the inputs, of a network below, through those that stay visible too
+    moved = {m: jax.random.normal(jax.random.key(7), x.shape) for m, x in data.items()}
+
+    def of_inputs(x):
+        return sum(multi_prediction(MODEL, params, x, jax.random.key(0), n_steps=3, keep_max=0.9).values())
+
+    to_inputs = jax.jit(jax.grad(of_inputs))(data)
+    np.testing.assert_allclose(directional(to_inputs, moved), finite_difference(of_inputs, data, moved), rtol=1e-6)
 
 
 def test_clamped_entries_are_unchanged_and_have_no_gradient(params, data):
@@ -365,6 +379,14 @@ def test_mistakes_are_named(params, data):
         r"values in \[0, 1\]; it holds values from 0.0 to 2.0": lambda: check_inputs(
             MODEL.visible, {"x": np.array([0.0, 2.0])}
         ),
+        "x holds NaN": lambda: check_inputs(MODEL.visible, {"x": np.array([0.0, np.nan])}),
+        "inputs must be .* with N >= 1": lambda: check_inputs(MODEL.visible, {"x": np.zeros((0, 3))}),
+        "n_steps must be at least 0, got 2.5": lambda: infer(MODEL, params, x, 2.5),
+        r"inputs are of modalities \['x'\]; the model has": lambda: multi_prediction(MODEL, params, x, key),
+        r"inputs are of modalities \['x'\]; the model h": lambda: cd_percloss(MODEL, params, x, key),
+        r"inputs are of modalities \['x'\]; the model": lambda: MODEL.free_energy(params, x),
+        "inputs are of modalities ..; the": lambda: persistent_contrastive_divergence(MODEL, params, data, {}, key),
+        "no modality 'w'": lambda: MODEL.gibbs(params, key, data, 1, given=("w",)),
         "inputs hold 'z'": lambda: check_inputs(MODEL.visible, {"z": np.zeros(1)}),
     }
     for message, call in cases.items():
@@ -374,6 +396,13 @@ def test_mistakes_are_named(params, data):
 
 def test_unstandardised_real_features_are_warned_of():
     real = np.random.default_rng(0).normal(3.0, 10.0, (1000, 4))
-    with pytest.warns(UserWarning, match=r"mean 2\.849 and standard deviation 9\.983"):
+    with pytest.warns(
+        UserWarning, match=r"4 of its 4 features are not, the worst \(number 3\) with mean 3\.207 and stand"
+    ):
         check_inputs({"real": "gaussian"}, {"real": real})
+    opposite = np.stack(
+        [1 + real[:, 0] / 1000, -1 + real[:, 1] / 1000], axis=1
+    )  # over all of them mean 0 and deviation 1
+    with pytest.warns(UserWarning, match="2 of its 2 features are not"):
+        check_inputs({"real": "gaussian"}, {"real": opposite})
     check_inputs({"real": "gaussian"}, {"real": (real - 3) / 10})

@@ -8,8 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from mmjax.generative.recurrent_encoder import RecurrentEncoder, filling_loss
-from mmjax.models import MLP
+from mmjax.config import Config, ModelConfig, TrainConfig
+from mmjax.data import Planted, from_arrays
+from mmjax.generative import RecurrentEncoder, filling_loss
+from mmjax.models import MLP, ConcatConfig, MLPConfig
+from mmjax.optim import UniformConfig
+from mmjax.train.loop import fit
+from mmjax.train.optimizer import AdamConfig
 
 PRESENT = jnp.array([[True, True, True], [True, False, True], [False, True, False], [False, False, False]])
 NAMES = ("audio", "image", "text")
@@ -127,7 +132,7 @@ def test_mistakes_are_named(features):
         RecurrentEncoder(**options).init(jax.random.key(0), features, present)
 
     cases = {
-        "n_steps must be at least 0, got -1": {"rounds": -1},
+        "rounds must be an integer of at least 0, got -1": {"rounds": -1},
         r"present must have shape \(4, 3\), a column a modality; got \(4, 2\)": {"present": PRESENT[:, :2]},
         "present must be bool, got float32": {"present": PRESENT.astype(float)},
         "decoders name 'smell'": {"decoders": {"smell": MLP(3)}},
@@ -135,3 +140,36 @@ def test_mistakes_are_named(features):
     for message, options in cases.items():
         with pytest.raises(ValueError, match=message):
             run(**options)
+
+
+def test_a_fusion_fills_in_what_is_absent_and_trains_it():
+    """Modality b follows from a and decides the label: a model that fills it in can tell where b is missing."""
+    rng = np.random.default_rng(0)
+    label = np.arange(400) % 4
+    centres = rng.normal(size=(4, 5))
+    inputs = {
+        "a": 3 * centres[label] + rng.normal(size=(400, 5)),
+        "b": 3 * np.eye(4)[label] + rng.normal(size=(400, 4)),
+    }
+    present = np.stack([np.ones(400, bool), rng.random(400) < 0.5], axis=1)
+    splits = from_arrays(inputs, label, present=present)
+
+    def run(**fusion):
+        encoders = {m: MLPConfig(width=8, depth=1) for m in "ab"}
+        model = ModelConfig(encoders=encoders, fusion=ConcatConfig(hidden=(8,), **fusion))
+        train = TrainConfig(epochs=10, batch_size=40, devices=1, monitor_every=0)
+        optimizer = AdamConfig(learning_rate=0.01)
+        return fit(
+            Config(data=Planted(), model=model, method=UniformConfig(), optimizer=optimizer, train=train), splits=splits
+        )
+
+    found = run(absent="recurrent", rounds=3)
+    filler = found.variables["params"]["fusion"]["fill"]["recurrent"]
+    assert {"encoder_a", "encoder_b", "decoder_a", "decoder_b", "norm", "to_a", "to_b"} == set(filler)
+    start = run(absent="recurrent", rounds=0).variables["params"]["fusion"]["fill"]["recurrent"]
+    assert not np.allclose(filler["to_b"]["kernel"], start["to_b"]["kernel"])
+    assert found.metrics["fusion/accuracy"] > 0.85
+    alone = found.predict(splits.test.inputs, present=np.array([[True, False]] * len(splits.test)))["fusion"]
+    assert np.mean(alone.argmax(-1) == splits.test.label) > 0.8
+    with pytest.raises(ValueError, match="fusion option rounds must be at least 0, got -1"):
+        run(absent="recurrent", rounds=-1)

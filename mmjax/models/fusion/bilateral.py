@@ -75,13 +75,14 @@ class MultiplicativeFusion(nn.Module):
     absent: AbsentKind = "zero"
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    rounds: int = 2
 
     @nn.compact
     def __call__(self, features: Mapping[str, Array], train: bool, present: Array | None = None) -> HeadOutput:
         """Fuse two vectors; present: bool [B, 2], None for all."""
         first, second = bilateral(features, "multiplicative interactions")
         features, present = prepare(features, present)
-        filled = FillAbsent(self.absent, self.axis_name, name="fill")(features, present, train)
+        filled = FillAbsent(self.absent, self.axis_name, self.rounds, name="fill")(features, present, train)
         x, z = filled[first], filled[second]
         sizes = x.shape[-1] * z.shape[-1]
         # a sum of D_x D_z products: each weight's variance is 1/(D_x D_z)
@@ -139,14 +140,17 @@ class MultiplicativeConfig(FusionConfig):
     hidden: tuple[int, ...] = ()
     """Widths of the hidden layers after it."""
     absent: AbsentKind = "zero"
-    """What stands in the place of an absent modality: zero, a learned token, or the training mean."""
+    """What stands in the place of an absent modality: zero, a learned token, the training mean, or what the present ones say
+    of it (recurrent)."""
+    rounds: int = 2
+    """recurrent: rounds of filling in, at least 0."""
 
     def validate(self) -> None:
         """Raise ValueError naming an option out of range."""
         check_option("fusion", "width", self.width, self.width >= 1, "at least 1")
         check_hidden(self.hidden)
-        check_absent(self.absent)
+        check_absent(self.absent, self.rounds)
 
     def build(self, num_outputs: int, *, dtype: Any = jnp.float32, axis_name: str | None = None) -> nn.Module:
         """Make the module."""
-        return MultiplicativeFusion(num_outputs, self.width, self.hidden, self.absent, dtype, axis_name)
+        return MultiplicativeFusion(num_outputs, self.width, self.hidden, self.absent, dtype, axis_name, self.rounds)

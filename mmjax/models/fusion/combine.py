@@ -34,12 +34,13 @@ class ConcatFusion(nn.Module):
     absent: AbsentKind = "zero"
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    rounds: int = 2
 
     @nn.compact
     def __call__(self, features: Mapping[str, Array], train: bool, present: Array | None = None) -> HeadOutput:
         """Fuse {modality: [B, D_m]}; present: bool [B, M], None for all."""
         features, present = prepare(features, present)
-        filled = FillAbsent(self.absent, self.axis_name, name="fill")(features, present, train)
+        filled = FillAbsent(self.absent, self.axis_name, self.rounds, name="fill")(features, present, train)
         return Head(self.num_outputs, self.hidden, self.dtype, name="head")(
             jnp.concatenate(list(filled.values()), axis=-1), train
         )
@@ -115,9 +116,10 @@ def check_hidden(hidden: tuple[int, ...]) -> None:
     check_option("fusion", "hidden", hidden, all(width >= 1 for width in hidden), "widths of at least 1")
 
 
-def check_absent(absent: str) -> None:
+def check_absent(absent: str, rounds: int) -> None:
     """Raise ValueError for an unknown kind of stand-in."""
     check_option("fusion", "absent", absent, absent in ABSENT, f"one of {ABSENT}")
+    check_option("fusion", "rounds", rounds, rounds >= 0, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,16 +135,19 @@ class ConcatConfig(FusionConfig):
     hidden: tuple[int, ...] = (128,)
     """Widths of the hidden layers; empty: one linear layer."""
     absent: AbsentKind = "zero"
-    """What stands in the place of an absent modality: zero, a learned token, or the training mean."""
+    """What stands in the place of an absent modality: zero, a learned token, the training mean, or what the present ones say
+    of it (recurrent)."""
+    rounds: int = 2
+    """recurrent: rounds of filling in, at least 0."""
 
     def validate(self) -> None:
         """Raise ValueError naming an option out of range."""
         check_hidden(self.hidden)
-        check_absent(self.absent)
+        check_absent(self.absent, self.rounds)
 
     def build(self, num_outputs: int, *, dtype: Any = jnp.float32, axis_name: str | None = None) -> nn.Module:
         """Make the module."""
-        return ConcatFusion(num_outputs, self.hidden, self.absent, dtype, axis_name)
+        return ConcatFusion(num_outputs, self.hidden, self.absent, dtype, axis_name, self.rounds)
 
 
 @dataclass(frozen=True, kw_only=True)

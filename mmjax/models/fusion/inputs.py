@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from mmjax.models.recurrent_encoder import RecurrentEncoder
 from mmjax.models.tokens import as_vector
 
-AbsentKind = Literal["zero", "token", "mean"]
-ABSENT: tuple[AbsentKind, ...] = ("zero", "token", "mean")
+AbsentKind = Literal["zero", "token", "mean", "recurrent"]
+ABSENT: tuple[AbsentKind, ...] = ("zero", "token", "mean", "recurrent")
 
 
 def check_present(present: Array | None, batch: int, modalities: int) -> Array:
@@ -111,11 +112,13 @@ class FillAbsent(nn.Module):
     """Vectors {modality: [B, D]} of all modalities, for heads that have one place for each.
 
     kind: what stands in the place of an absent one: "zero"; "token", a learned vector; "mean", the running mean of the
-    modality's features over the training examples that have it (collection `batch_stats`, momentum .9).
+    modality's features over the training examples that have it (collection `batch_stats`, momentum .9); "recurrent",
+    what a `RecurrentEncoder` makes of the present ones in `rounds` rounds.
     """
 
     kind: AbsentKind = "zero"
     axis_name: str | None = None
+    rounds: int = 2
 
     @nn.compact
     def __call__(self, features: Mapping[str, Array], present: Array, train: bool) -> dict[str, Array]:
@@ -123,6 +126,8 @@ class FillAbsent(nn.Module):
         vectors = {m: as_vector(features[m]) for m in sorted(features)}
         if self.kind == "zero":
             return vectors
+        if self.kind == "recurrent":
+            return RecurrentEncoder(rounds=self.rounds, name="recurrent")(vectors, present, train)
         filled = {}
         for i, (m, z) in enumerate(vectors.items()):
             here = present[:, i, None]

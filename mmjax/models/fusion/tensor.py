@@ -45,12 +45,13 @@ class TensorFusion(nn.Module):
     absent: AbsentKind = "zero"
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    rounds: int = 2
 
     @nn.compact
     def __call__(self, features: Mapping[str, Array], train: bool, present: Array | None = None) -> HeadOutput:
         """Fuse {modality: [B, D_m]}; present: bool [B, M], None for all."""
         features, present = prepare(features, present)
-        vectors = FillAbsent(self.absent, self.axis_name, name="fill")(features, present, train)
+        vectors = FillAbsent(self.absent, self.axis_name, self.rounds, name="fill")(features, present, train)
         sizes = {m: self.project or z.shape[-1] for m, z in vectors.items()}
         products = math.prod(size + 1 for size in sizes.values())
         if products > LARGEST:
@@ -93,12 +94,13 @@ class LowRankTensorFusion(nn.Module):
     absent: AbsentKind = "zero"
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    rounds: int = 2
 
     @nn.compact
     def __call__(self, features: Mapping[str, Array], train: bool, present: Array | None = None) -> HeadOutput:
         """Fuse {modality: [B, D_m]}; present: bool [B, M], None for all."""
         features, present = prepare(features, present)
-        vectors = FillAbsent(self.absent, self.axis_name, name="fill")(features, present, train)
+        vectors = FillAbsent(self.absent, self.axis_name, self.rounds, name="fill")(features, present, train)
         product = None
         for m, z in vectors.items():
             init = nn.initializers.normal((z.shape[-1] + 1) ** -0.5)  # also of the 1's row: zero would kill the product
@@ -129,17 +131,20 @@ class TensorConfig(FusionConfig):
     hidden: tuple[int, ...] = (128,)
     """Widths of the hidden layers on the products."""
     absent: AbsentKind = "zero"
-    """What stands in the place of an absent modality: zero, a learned token, or the training mean."""
+    """What stands in the place of an absent modality: zero, a learned token, the training mean, or what the present ones say
+    of it (recurrent)."""
+    rounds: int = 2
+    """recurrent: rounds of filling in, at least 0."""
 
     def validate(self) -> None:
         """Raise ValueError naming an option out of range."""
         check_option("fusion", "project", self.project, self.project >= 0, "at least 0")
         check_hidden(self.hidden)
-        check_absent(self.absent)
+        check_absent(self.absent, self.rounds)
 
     def build(self, num_outputs: int, *, dtype: Any = jnp.float32, axis_name: str | None = None) -> nn.Module:
         """Make the module."""
-        return TensorFusion(num_outputs, self.project, self.hidden, self.absent, dtype, axis_name)
+        return TensorFusion(num_outputs, self.project, self.hidden, self.absent, dtype, axis_name, self.rounds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,15 +164,20 @@ class LowRankTensorConfig(FusionConfig):
     hidden: tuple[int, ...] = ()
     """Widths of the hidden layers after it."""
     absent: AbsentKind = "zero"
-    """What stands in the place of an absent modality: zero, a learned token, or the training mean."""
+    """What stands in the place of an absent modality: zero, a learned token, the training mean, or what the present ones say
+    of it (recurrent)."""
+    rounds: int = 2
+    """recurrent: rounds of filling in, at least 0."""
 
     def validate(self) -> None:
         """Raise ValueError naming an option out of range."""
         check_option("fusion", "rank", self.rank, self.rank >= 1, "at least 1")
         check_option("fusion", "width", self.width, self.width >= 1, "at least 1")
         check_hidden(self.hidden)
-        check_absent(self.absent)
+        check_absent(self.absent, self.rounds)
 
     def build(self, num_outputs: int, *, dtype: Any = jnp.float32, axis_name: str | None = None) -> nn.Module:
         """Make the module."""
-        return LowRankTensorFusion(num_outputs, self.rank, self.width, self.hidden, self.absent, dtype, axis_name)
+        return LowRankTensorFusion(
+            num_outputs, self.rank, self.width, self.hidden, self.absent, dtype, axis_name, self.rounds
+        )

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mmjax.generative.recurrence import check_rounds
 from mmjax.models.encoders import MLP
 
 
@@ -73,7 +72,8 @@ class RecurrentEncoder(nn.Module):
         return filled
 
     def _check(self, features: Mapping[str, Array], present: Array) -> tuple[str, ...]:
-        check_rounds(self.rounds)
+        if not isinstance(self.rounds, int) or self.rounds < 0:
+            raise ValueError(f"rounds must be an integer of at least 0, got {self.rounds!r}")
         names = tuple(sorted(features))
         for what, modules in (("encoders", self.encoders), ("decoders", self.decoders)):
             unknown = sorted(set(modules or {}) - set(names))
