@@ -137,7 +137,6 @@ def check_table(name: str, table: Any) -> Array:
     array = table if isinstance(table, jax.core.Tracer) else np.asarray(table)
     if array.ndim != 2:
         raise ValueError(f"{name} must be a table [X, Y], got shape {array.shape}")
-    if not isinstance(array, jax.core.Tracer):
-        if not (array.min() >= 0 and abs(array.sum() - 1) < 1e-4):
-            raise ValueError(f"{name} must hold probabilities that sum to 1; it sums to {array.sum():.6g}")
+    if not isinstance(array, jax.core.Tracer) and not (array.min() >= 0 and abs(array.sum() - 1) < 1e-4):
+        raise ValueError(f"{name} must hold probabilities that sum to 1; it sums to {array.sum():.6g}")
     return jnp.asarray(array)
