@@ -29,6 +29,7 @@ from mmjax.generative.reader import Reader
 from mmjax.optim import METHODS
 from mmjax.overrides import HELP, override
 from mmjax.train import journal
+from mmjax.train.interruption import Interruption
 from mmjax.train.loop import NonFiniteError, fit
 from mmjax.train.run import Run, evaluate, load
 
@@ -179,7 +180,8 @@ def _train(options: argparse.Namespace, console: Console) -> int:
 def _fit(config: Config, workdir: Path) -> Run:
     from mmjax.report import Observers, ProgressObserver, events_observer
 
-    with Observers(ProgressObserver(), events_observer(workdir)) as observer:
+    notice = "mmjax: stopping after this step; Ctrl-C again stops at once"
+    with Interruption(notice), Observers(ProgressObserver(), events_observer(workdir)) as observer:
         return fit(config, workdir, observer=observer)
 
 

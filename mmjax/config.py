@@ -321,8 +321,8 @@ def validate(config: Config) -> None:
     """
     train = config.train
     rules = (
-        ("seed", train.seed >= 0, "at least 0"),
-        ("epochs", train.epochs > 0, "above 0"),
+        ("seed", 0 <= train.seed < 2**32, "at least 0 and below 2**32"),
+        ("epochs", 0 < train.epochs < float("inf"), "finite and above 0"),
         ("batch_size", train.batch_size >= 1, "at least 1"),
         ("label_smoothing", 0 <= train.label_smoothing < 1, "in [0, 1)"),
         ("class_weights", train.class_weights in ("none", "balanced"), "none or balanced"),

@@ -169,7 +169,7 @@ def from_json(node: Any) -> Any:
     Raises:
       ValueError: a type that cannot be imported, a field that the type does not have (the nearest is named).
     """
-    if isinstance(node, dict) and "type" in node:
+    if isinstance(node, dict) and isinstance(node.get("type"), str):  # not an encoder of a modality called "type"
         return _dataclass_from(node)
     if isinstance(node, dict):
         return {k: from_json(v) for k, v in node.items()}

@@ -21,7 +21,9 @@ from jax.typing import ArrayLike
 Normalizer = Literal["harmonic", "median"]
 
 EPSILON = 1e-3  # of the reference variance: caps evidence at 1000, so that a variance of 0 is no certainty
-TINY = 1e-30  # below any variance that float32 gradients have: makes all-zero variances equal evidence
+# far below any variance of gradients that still move anything: makes all-zero variances equal evidence. Variances of its
+# own size are equal evidence, too: a factor on all of them changes nothing as long as they stay above about 1e-26.
+TINY = 1e-30
 
 
 class BinaryOpinion(NamedTuple):
@@ -61,7 +63,7 @@ def precision_evidence(
     variance: v >= 0, [K, ...], K objectives; live: bool, broadcast against it: entries that have an opinion at all. The
     others get evidence 0, the vacuous opinion, and count in no mean, whatever their variance holds. v̄ is the mean of v
     over live entries ("harmonic": e is precision over the harmonic mean precision) or their median ("median"); ε = 1e-3.
-    One factor on all variances changes nothing; equal variances, all 0 included, are equal evidence.
+    One factor on all variances changes nothing (above `TINY`); equal variances, all 0 included, are equal evidence.
     temperature: T > 0; e^(1/T), above 1 a more even evidence. axis_name: devices over which the entries are spread.
 
     Raises:
@@ -189,7 +191,8 @@ def combine_opinions(opinions: Sequence[Opinion]) -> Opinion:
     """Return the fused opinion of any number of sources by the reduced Dempster rule, two at a time.
 
     n_i = b¹_i b²_i + b¹_i u² + b²_i u¹ and n_u = u¹u², divided by Σ n_i + n_u. Commutative and associative; a vacuous
-    source (b = 0, u = 1) changes nothing. Finite in float32 for evidence up to 1e30, full conflict included.
+    source (b = 0, u = 1) changes nothing. In float32 for evidence up to 1e18, full conflict included; beyond, u¹u² is too
+    small for a float32, and the order begins to matter.
 
     Raises:
       ValueError: no source, or shapes that differ.

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 Likelihood = Literal["softmax", "sigmoid"]
@@ -52,6 +53,12 @@ def check_likelihood(likelihood: str) -> None:
     """Raise ValueError unless the likelihood is softmax or sigmoid."""
     if likelihood not in get_args(Likelihood):
         raise ValueError(f"likelihood must be one of {', '.join(get_args(Likelihood))}; got {likelihood!r}")
+
+
+def check_prior_precision(value: Any) -> None:
+    """Raise ValueError for a concrete τ that is not finite and above 0; what is traced passes."""
+    if not isinstance(value, jax.core.Tracer) and not (np.isfinite(value).all() and (np.asarray(value) > 0).all()):
+        raise ValueError(f"prior_precision must be a finite number > 0, got {value}")
 
 
 def is_dense(inputs: int, outputs: int, likelihood: Likelihood = "softmax") -> bool:
@@ -117,9 +124,13 @@ def posterior(precision_sum: Array, prior_precision: float | Array) -> Posterior
     float32, a jitter is added to its diagonal: 1e-6 of the diagonal's mean, ten times more until the factor is finite, a
     tenth of it at most; this warns. Numbers that are not finite stay so.
 
+    Raises:
+      ValueError: a concrete τ that is not finite and above 0.
+
     >>> float(posterior(jnp.zeros((2, 2)), 4.0).factor[0, 0])
     2.0
     """
+    check_prior_precision(prior_precision)
     eye = jnp.eye(precision_sum.shape[-1], dtype=precision_sum.dtype)
     whole = precision_sum + prior_precision * eye
     scale = jnp.mean(jnp.diagonal(whole, axis1=-2, axis2=-1))

@@ -21,6 +21,7 @@ from mmjax.bayes.laplace import (
     Likelihood,
     Posterior,
     check_likelihood,
+    check_prior_precision,
     deviations,
     empty_precision,
     posteriors,
@@ -155,7 +156,7 @@ def ema(decay: float = 0.9) -> Estimator:
     Raises:
       ValueError: decay outside (0, 1).
     """
-    if isinstance(decay, numbers.Real) and not 0 < float(decay) < 1:
+    if not isinstance(decay, jax.core.Tracer) and not 0 < float(decay) < 1:
         raise ValueError(f"decay must be in (0, 1), got {decay}")
 
     def init(setting: Setting, like: Sequence[Array]) -> EmaState:
@@ -253,8 +254,8 @@ def laplace(
     """
     if not isinstance(samples, numbers.Integral) or samples < 16:
         raise ValueError(f"samples must be an integer >= 16, got {samples!r}")
-    if isinstance(prior_precision, numbers.Real) and not 0 < float(prior_precision) < float("inf"):
-        raise ValueError(f"prior_precision must be a finite number > 0, got {prior_precision}")
+    if prior_precision is not None:
+        check_prior_precision(prior_precision)
     if mean not in get_args(Mean):
         raise ValueError(f"mean must be one of {', '.join(get_args(Mean))}; got {mean!r}")
     if refresh_every is not None and (not isinstance(refresh_every, numbers.Integral) or refresh_every < 1):

@@ -36,6 +36,10 @@ HELD_BACK = 0.5
 """An entry whose boldness is below this counts as held back."""
 
 
+REFRESH_EVERY = 100
+"""Steps between posteriors taken from a batch, where `moments="laplace"` is given by name."""
+
+
 class BogcState(NamedTuple):
     """State of `bogc`.
 
@@ -91,7 +95,8 @@ def bogc(
     Equal evidence everywhere is `uniform`. An objective that does not reach a leaf, is absent (`active` False), or whose
     running E[g²] is 0 (a dead unit) has no opinion.
 
-    moments: "laplace", "ema", "microbatch" with default options, or an estimator of `mmjax.bayes.moments`.
+    moments: "laplace", "ema", "microbatch" with default options ("laplace" takes its posterior from the batch at hand every
+      `REFRESH_EVERY` steps), or an estimator of `mmjax.bayes.moments` (`laplace()` takes it when `refresh` says so only).
     level: "features" weighs the gradients at the features (lazy gradients made with `encode`; parameters behind the features
       get the sum), "parameters" every parameter's (lazy or stacked; the state holds up to 3K copies of the parameters).
     normalizer: what v̄ is, the "harmonic" mean of the precisions (the mean of v) or its "median".
@@ -184,6 +189,8 @@ def bogc(
         here = jnp.ones(k, bool) if flags is None else flags
         located = _at_features(grads, layout, here) if level == "features" else _at_parameters(grads, k, touching)
         gradients = located.gradients
+        if present is not None and present.shape[1:] != (k - 1,):
+            raise ValueError(f"present must be [B, {k - 1}], a column a modality; got shape {present.shape}")
         there = {} if present is None else {name: present[:, i] for i, name in enumerate(names[1:])}
         given = Given(here, state.count, last_layer, logit_loss, labels, key, refresh, there)
         estimates, own = estimator.estimate(setting, gradients, state.moments, given)
@@ -249,6 +256,8 @@ def _estimator(moments: Estimator | str) -> tuple[Estimator, str]:
         return moments, moments.name
     if moments not in get_args(Kind):
         raise ValueError(f"moments must be an estimator or one of {', '.join(get_args(Kind))}; got {moments!r}")
+    if moments == "laplace":  # by name there is no pass over the training set: from batches, or it would never see data
+        return bayes_moments.laplace(refresh_every=REFRESH_EVERY), moments
     return getattr(bayes_moments, moments)(), moments
 
 
@@ -460,7 +469,7 @@ class BogcConfig(MethodConfig):
     """laplace: what is weighed, the ordinary gradient or the mean of the posterior's."""
     per_example: bool = True
     """laplace: weigh in each example by its own variances, or in all by their mean."""
-    refresh_epochs: float = 4.0
+    refresh_epochs: float = 6.0
     """laplace: epochs between passes over the training split that take the posterior anew, > 0."""
     decay: float = 0.9
     """ema: β in (0, 1)."""

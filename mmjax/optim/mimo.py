@@ -16,6 +16,9 @@ from mmjax.optim.options import at_step, check_active, check_num_objectives, che
 from mmjax.optim.promises import Promise
 from mmjax.optim.record import WeightRecord, empty_record, recorded
 
+LEAST_SMOOTHING = 1e-12
+"""What a schedule that ends at 0 gets: below any difference of two float32 losses, so that the worst takes all."""
+
 
 def smooth_maximum(losses: Array, smoothing: float | Array, active: Array | None = None) -> Array:
     """Return μ log((1/M) Σ_m exp(L_m/μ)), between max L − μ log M and max L. Centred, so safe at any L/μ.
@@ -28,6 +31,7 @@ def smooth_maximum(losses: Array, smoothing: float | Array, active: Array | None
     """
     losses = jnp.asarray(losses)
     active = jnp.ones(losses.shape, bool) if active is None else active
+    smoothing = jnp.maximum(smoothing, LEAST_SMOOTHING)
     top = jnp.max(jnp.where(active, losses, -jnp.inf))
     exponents = jnp.where(active, (losses - top) / smoothing, -jnp.inf)
     return top + smoothing * (jax.nn.logsumexp(exponents) - jnp.log(jnp.sum(active)))
@@ -49,6 +53,7 @@ def mimo_weights(values: Array, penalty: float | Array, smoothing: float | Array
     losses, present = values[1:], active[1:]
     if losses.shape[0] == 0:
         return here
+    smoothing = jnp.maximum(smoothing, LEAST_SMOOTHING)
     # Subtract the maximum before dividing: (L/μ - max L/μ) loses the difference in rounding when L/μ is large.
     top = jnp.max(jnp.where(present, losses, -jnp.inf))
     exponents = jnp.exp(jnp.where(present, (losses - top) / smoothing, -jnp.inf))

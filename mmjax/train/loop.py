@@ -117,7 +117,7 @@ def fit(
     folder = None if workdir is None else Path(workdir).absolute()
     if folder is not None:
         journal.open_workdir(folder, config)
-        write_signature(folder, stages[0].splits.train)
+        write_signature(folder, stages[0].splits)
     return _Loop(config, stages, folder, observer or Observer()).run()
 
 
@@ -186,6 +186,7 @@ class _Loop:
             return local
         refresh = experiment.refresh
         refresher = None if refresh is None else Refresher(refresh, experiment.inference, route)
+        self.interruption.check()
         started = time.perf_counter()
         state = route.place_state(local)
         del local
@@ -245,6 +246,7 @@ class _Loop:
         _snapshot((state.first_bad, getattr(state.opt_state[0], "diagnostics", {})))
         if not experiment.config.train.monitor_every:
             return step, None
+        self.interruption.check()
         measure = experiment.route.compile(experiment.measure, state, batch, donate=False)
         return step, measure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,12 @@ class LinearConfig(_Warmed):
 
     name: str = "linear"
     end: float = 0.0
-    """Value at the end, as a share of the base value."""
+    """Value at the end, as a share of the base value; at least 0."""
+
+    def validate(self) -> None:
+        """Raise ValueError naming an option out of range."""
+        super().validate()
+        _require("schedule.end", self.end, 0 <= self.end < math.inf, "a finite number of at least 0")
 
     def shape(self, base: float, steps: int) -> optax.Schedule:
         """Return the line."""
@@ -74,7 +80,12 @@ class CosineConfig(_Warmed):
 
     name: str = "cosine"
     end: float = 0.0
-    """Value at the end, as a share of the base value."""
+    """Value at the end, as a share of the base value; at least 0."""
+
+    def validate(self) -> None:
+        """Raise ValueError naming an option out of range."""
+        super().validate()
+        _require("schedule.end", self.end, 0 <= self.end < math.inf, "a finite number of at least 0")
 
     def shape(self, base: float, steps: int) -> optax.Schedule:
         """Return the half cosine."""
@@ -106,7 +117,7 @@ class InverseConfig(_Warmed):
 class _Optimizer(OptimizerConfig):
     def validate(self) -> None:
         """Raise ValueError naming an option out of range."""
-        _require("optimizer.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
+        _require("optimizer.learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "finite and above 0")
         _require("optimizer.weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
         _require("optimizer.clip_norm", self.clip_norm, self.clip_norm is None or self.clip_norm > 0, "above 0 or None")
 

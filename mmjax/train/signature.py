@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import reprlib
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from mmjax.config_file import from_json, read_json, to_json
-from mmjax.data import Dataset, Task
+from mmjax.data import Splits, Task
 from mmjax.train.journal import first_difference, write_whole
 
 FILE = "signature.json"
@@ -33,19 +35,22 @@ class Signature:
     preprocess: Mapping[str, Callable[[Any], Any]]
 
 
-def write_signature(folder: Path, train: Dataset) -> None:
-    """Write the signature of a model trained on `train`, or check that it is the one that the folder has.
+def write_signature(folder: Path, splits: Splits) -> None:
+    """Write the signature of a model trained on `splits`, or check that it is the one that the folder has.
 
     Raises:
-      ValueError: the folder's run was trained on other data, as far as the signature tells (the statistics of
-        standardisation are part of it); the first field that differs is named.
+      ValueError: the folder's run was trained on other data, as far as the signature tells (statistics of
+        standardisation, sizes and labels of the splits are part of it); the first field that differs is named.
     """
+    train, parts = splits.train, {"train": splits.train, "validation": splits.validation, "test": splits.test}
     signature = {
         "task": to_json(train.task),
         "inputs": {
             m: {"shape": list(x.shape[1:]), "kind": x.dtype.kind, "preprocess": _node(train.preprocess.get(m))}
             for m, x in sorted(train.inputs.items())
         },
+        "examples": {name: len(part) for name, part in parts.items()},
+        "labels": {name: zlib.crc32(np.ascontiguousarray(part.label).tobytes()) for name, part in parts.items()},
     }
     path = folder / FILE
     if path.exists():

@@ -12,6 +12,7 @@ from jax import Array
 from mmjax.bayes.laplace import (
     Likelihood,
     Posterior,
+    check_prior_precision,
     empty_precision,
     posteriors,
     precision,
@@ -58,8 +59,9 @@ def laplace_metrics(
                 f"a dataset has {given.modalities}, {given.task}; the model {sorted(run.modalities)}, {task}"
             )
     tau = len(train) / 10 if prior_precision is None else prior_precision
-    if not tau > 0:
-        raise ValueError(f"prior_precision must be above 0, got {tau}")
+    check_prior_precision(tau)
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
     likelihood: Likelihood = "softmax" if task.kind == "classification" else "sigmoid"
     posteriors = _posteriors(run, train, tau, likelihood)
     program = jax.jit(

@@ -115,6 +115,19 @@ def test_extreme_evidence_and_full_conflict_stay_finite(size):
     assert np.isfinite(combine_binary([binary_opinion(e), binary_opinion(e)]).belief).all()
 
 
+def test_three_sources_in_full_conflict_in_any_order():
+    a, b, c = opinions_of(1e18 * jnp.eye(4)[:3])
+    third = jnp.array([1, 1, 1, 0]) / 3
+    for fused in (
+        combine_opinions([a, b, c]),
+        combine_opinions([c, a, b]),
+        combine_opinions([combine_opinions([a, b]), combine_opinions([c, c])]),
+    ):
+        assert np.isfinite(fused.belief).all()
+    np.testing.assert_allclose(combine_opinions([a, b, c]).belief, third, rtol=1e-5)
+    np.testing.assert_allclose(combine_opinions([c, combine_opinions([b, a])]).belief, third, rtol=1e-5)
+
+
 def test_expected_probability_is_the_dirichlet_mean_and_shapes_carry_a_batch():
     e = jnp.array([[[1.0, 2.0, 0.0], [5.0, 0.0, 0.0]]])
     np.testing.assert_allclose(expected_probability(opinion(e)), (e + 1) / (e.sum(-1, keepdims=True) + 3), rtol=1e-6)

@@ -342,3 +342,16 @@ def test_bad_calls_name_the_argument():
         update_of(mimo(num_objectives=2), grads, values)
     with pytest.raises(ValueError, match="num_objectives=17"):
         update_of(mimo(), {"w": jnp.ones((17, 2))}, jnp.ones(17))
+
+
+def test_a_smoothing_schedule_may_end_at_zero():
+    """The limit: the worst modality takes all of the penalty, equal ones share it."""
+    values = jnp.array([1.0, 2.0, 3.0, 3.0])
+    np.testing.assert_array_equal(mimo_weights(values, 2.0, 0.0), [1, 0, 1, 1])
+    np.testing.assert_array_equal(smooth_maximum(values[1:3], 0.0), 3.0)
+    tx = mimo(1.0, optax.linear_schedule(0.1, 0.0, 2), num_objectives=4)
+    params = {"w": jnp.zeros(4)}
+    state = tx.init(params)
+    for _ in range(4):
+        _, state = tx.update({"w": jnp.eye(4)}, state, params, values=values)
+    np.testing.assert_array_equal(state.weights, [1, 0, 0.5, 0.5])

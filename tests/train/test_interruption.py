@@ -55,7 +55,11 @@ def test_the_handler_that_was_there_is_called_at_the_check_and_put_back():
             interruption.check()
             assert seen == [signal.SIGINT]  # once a press
             press()
-        assert seen == [signal.SIGINT] * 2  # what came after the last check is not lost
+            assert seen == [signal.SIGINT] * 2  # the first one has been passed on: this one strikes at once
+        with Interruption():
+            press()
+        assert seen == [signal.SIGINT] * 3  # what came after the last check is not lost
+        seen.pop()
         press()
         assert seen == [signal.SIGINT] * 3
     finally:
@@ -71,6 +75,28 @@ def test_a_second_ctrl_c_strikes_at_once():
         reached.append("second")
     assert reached == ["first"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_one_inside_another_is_that_one(capfd):
+    with pytest.raises(KeyboardInterrupt), Interruption("stopping soon") as outer:
+        with Interruption() as inner:
+            press()
+            assert signal.getsignal(signal.SIGINT) == outer._ask
+        inner.check()
+    assert "stopping soon" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_ctrl_c_while_the_first_is_being_seen_to_strikes_at_once():
+    reached = []
+    with pytest.raises(KeyboardInterrupt), Interruption() as interruption:
+        try:
+            press()
+            interruption.check()
+        finally:
+            press()
+            reached.append("cleaning up")
+    assert not reached
 
 
 def test_an_error_under_way_is_not_replaced():

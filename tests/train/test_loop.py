@@ -101,6 +101,20 @@ def test_the_best_model_that_a_checkpoint_names_outlives_the_better_ones_after_i
     assert len(list((tmp_path / "checkpoints" / "best").iterdir())) <= 4  # they do not pile up
 
 
+def test_a_modality_called_type_is_loaded_again(tmp_path):
+    inputs, label = arrays()
+    splits = from_arrays({"type": inputs["zoom"], "audio": inputs["audio"]}, label)
+    small = MLPConfig(width=4, depth=1)
+    named = dataclasses.replace(config(epochs=1.0), model=ModelConfig(encoders={"type": small, "audio": small}))
+    run = fit(named, tmp_path, splits=splits)
+    assert digest(load(tmp_path).variables) == digest(run.variables)
+    relabelled = Splits(
+        dataclasses.replace(splits.train, label=(splits.train.label + 1) % 3), splits.validation, splits.test
+    )
+    with pytest.raises(ValueError, match=r"holds a run on other data: labels\.train is \d+ there"):
+        fit(named, tmp_path, splits=relabelled)
+
+
 def test_one_and_eight_devices_and_pmap_agree(splits):
     """DESIGN: SGD in float32 to 1e-5; the trajectory includes batch norm, dropout and validation."""
     one = fit(config(), splits=splits)
@@ -258,7 +272,9 @@ def test_mistakes_are_named_before_anything_is_compiled(splits, tmp_path, monkey
         "larger than the training split": config(batch_size=1000),
         "does not divide evenly over 8 devices": config(batch_size=12, devices=8),
         "there are only": config(devices=99),
-        "train.epochs must be above 0": config(epochs=0),
+        "train.epochs must be finite and above 0": config(epochs=0),
+        "train.epochs must be finite": config(epochs=float("inf")),
+        "train.seed must be at least 0 and below": config(seed=10**30),
         "model.encoders.sound": dataclasses.replace(config(), model=ModelConfig(encoders={"sound": MLPConfig()})),
         "LeNet": dataclasses.replace(config(), model=ModelConfig(encoders={"zoom": LeNetConfig()})),
         "method.penalty must be": dataclasses.replace(config(), method=MimoConfig(penalty=-1.0)),
