@@ -40,11 +40,11 @@ from mmjax.models import (
     TransformerConfig,
     ViTConfig,
 )
+from mmjax.models.fusion.late import DecisionFusion
 
 BATCH, ENCODER_BATCH, CLASSES = 64, 16, 10
 VECTORS: dict[str, tuple[int, ...]] = {"image": (BATCH, 48), "audio": (BATCH, 192)}
 TOKENS: dict[str, tuple[int, ...]] = {"image": (BATCH, 16, 64), "audio": (BATCH, 16, 64)}
-LATE = ("late", "uncertainty_weighted", "evidential")
 ATTENTION = ("cross_attention", "bottleneck")
 BOUND = 1.3
 
@@ -156,7 +156,7 @@ def of(shapes: dict[str, tuple[int, ...]]) -> dict[str, jax.ShapeDtypeStruct]:
 def fusion_rows(budget: float) -> Iterator[Row]:
     for kind, config in FUSIONS.items():
         module = config().build(CLASSES, dtype=jnp.float32)  # type: ignore[call-arg]
-        if kind in LATE:
+        if isinstance(module, DecisionFusion):
             yield measure(kind, "two decisions", module, decisions(), budget)
             continue
         yield measure(kind, "48 + 192", module, of(VECTORS), budget)

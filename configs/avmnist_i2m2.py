@@ -4,7 +4,8 @@ mmjax data prepare avmnist --mnist DIR --speech DIR --noise DIR --out data/avmni
 mmjax train configs/avmnist_i2m2.py --data.path data/avmnist --workdir runs/avmnist_i2m2
 mmjax train configs/avmnist_i2m2.py --data.path data/avmnist --model.experts inter --optimizer.learning_rate 0.1
 
-Sizes, optimizer, batch, epochs and clipping are the published ones; training is from scratch, with one learning rate.
+Sizes, optimizer, batch, epochs and clipping are the published ones; training is from scratch, with one learning rate. Weight
+decay is on kernels alone, as everywhere here; the published code's is on every parameter.
 """
 
 from mmjax import Config, TrainConfig
