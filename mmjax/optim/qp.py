@@ -124,23 +124,33 @@ def face_system(matrix: Array, face: Array) -> Array:
     return jnp.where(inside, matrix, jnp.eye(face.shape[0], dtype=matrix.dtype))
 
 
+RIDGE = 1e-6
+"""On the diagonal of correlations (1): where gradients cancel, the program below would have no minimum. A direction that
+cancels then keeps at most this share of the shortest gradient's length."""
+
+
 def min_norm(matrix: Array, active: Array) -> Array:
     """Return argmin wᵀ G w over the simplex of active objectives, [K].
 
-    matrix: [K, K], G / trace. The optimality conditions, min_k (G w)_k >= wᵀ G w, hold to 1e-5. G = 0: the mean.
+    matrix: [K, K], a Gramian at any scale. Solved in x_k = w_k d_k, d_k = √G_kk, in which gradients of any length are
+    alike: the minimiser of ½ xᵀ C x − cᵀ x over x >= 0, with the correlations C and c_k = min_j d_j / d_k, satisfies the
+    same optimality conditions up to a factor, which the sum of w restores. So an objective's product with the update is
+    right to 1e-5 of the two lengths, whatever the others' lengths. Where some gradients are zero, those share the weight.
 
     >>> [round(float(w), 4) for w in min_norm(jnp.array([[0.2, 0.0], [0.0, 0.8]]), jnp.ones(2, bool))]
     [0.8, 0.2]
     """
-    k = active.shape[0]
+    length = jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), 0))
+    zero = active & (length == 0)
+    safe = jnp.where(length > 0, length, 1)
+    correlations = matrix / (safe[:, None] * safe[None, :]) + RIDGE * jnp.eye(len(length), dtype=matrix.dtype)
+    shortest = jnp.min(jnp.where(active & ~zero, length, jnp.inf))
+    pull = jnp.where(active & ~zero, jnp.where(jnp.isfinite(shortest), shortest, 1) / safe, 0)
 
     def minimiser(face: Array) -> Array:
-        border = face.astype(matrix.dtype)
-        system = jnp.block(
-            [[face_system(matrix, face), border[:, None]], [border[None, :], jnp.zeros((1, 1), matrix.dtype)]]
-        )
-        right = (jnp.arange(k + 1) == k).astype(matrix.dtype)
-        return jnp.linalg.solve(system, right)[:k]
+        return jnp.linalg.solve(face_system(correlations, face), jnp.where(face, pull, 0))
 
-    shortest = jnp.argmin(jnp.where(active, jnp.diagonal(matrix), jnp.inf))
-    return solve(FaceProblem(minimiser, lambda w: matrix @ w, active, True, matrix.dtype, shortest))
+    x = solve(FaceProblem(minimiser, lambda x: correlations @ x - pull, active & ~zero, False, matrix.dtype))
+    weights = jnp.where(jnp.any(zero), zero.astype(matrix.dtype), x * pull)
+    total = jnp.sum(weights)
+    return weights / jnp.where(total > 0, total, 1)
