@@ -137,6 +137,7 @@ class GradDropConfig(MethodConfig):
 
     kind: ClassVar[Literal["value", "gradient", "balance"]] = "gradient"
     backward_passes: ClassVar[str] = "2"
+    reading: ClassVar[Literal["paper", "our reading"]] = "our reading"
     source: ClassVar[str] = "Chen et al., Just Pick a Sign: ... Gradient Sign Dropout, 2020"
     promises: ClassVar[frozenset[Promise]] = frozenset({Promise.IDENTITY_FOR_ONE, Promise.PERMUTATION_EQUIVARIANT})
 

@@ -85,7 +85,7 @@ def check_combiner(
 
     Raises:
       BrokenPropertiesError: (an AssertionError) with every broken property, how, and the smallest problem that shows it.
-      ValueError: an unknown promise, property or form, or no number of objectives.
+      ValueError: an unknown promise, property or form, a promise in `only` that is not made, or no number of objectives.
 
     >>> import jax, jax.numpy as jnp
     >>> def halve_the_fusion():  # a combiner of one's own: ½ g_0 + Σ_m g_m on stacked gradients
@@ -114,6 +114,8 @@ def check_combiner(
     properties |= {promise.value: PROMISED[promise] for promise in sorted(_known(promises))}
     if only is not None:
         wanted = {_nearest(str(name), [*ALWAYS, *Promise], "only") for name in only}
+        if unpromised := sorted(wanted - set(properties)):
+            raise ValueError(f"only names {unpromised[0]}, which is not among the promises: nothing would be checked")
         properties = {name: check for name, check in properties.items() if name in wanted}
     for form in forms:
         _nearest(form, ["lazy", "stacked"], "forms")

@@ -61,6 +61,8 @@ def _structures(num_objectives: int) -> tuple[Structure, ...]:
 
 
 def _in(subject: Subject, *kinds: Callable[..., Problem], at_least: int = 1) -> Iterator[Problem]:
+    if max(subject.num_objectives) < at_least:
+        raise Skip(f"shows only with {at_least} objectives or more")
     for k in subject.num_objectives:
         if k >= at_least:
             for structure in _structures(k):

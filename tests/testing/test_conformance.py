@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import mmjax
 from mmjax.optim import METHODS, Promise
 from mmjax.testing import check_combiner
 from testing.methods import QUICK, THOROUGH, cases_of, maker
@@ -37,3 +38,10 @@ def test_method_keeps_its_promises_for_any_number_of_objectives(name, case):
 def test_every_promise_is_checked_by_some_case(name):
     assert METHODS[name].promises <= set(Promise)
     assert frozenset().union(*(case.promised(name) for case in cases_of(name).values())) == METHODS[name].promises
+
+
+def test_what_was_not_checked_is_not_held():
+    with pytest.raises(ValueError, match="only names stationary, which is not among the promises"):
+        check_combiner(mmjax.optim.cagrad(), only=["stationary"], num_objectives=(3,))
+    report = check_combiner(mmjax.optim.uniform(), {"uniform_when_balanced"}, num_objectives=(1,), forms=["stacked"])
+    assert report.skipped["uniform_when_balanced"] == "shows only with 2 objectives or more"
