@@ -24,7 +24,8 @@ class LeastSquares:
 
     For every task: classes are fitted as one-hot vectors and labels as 0 and 1, so that the risk is the squared error
     summed over outputs (for classes, the Brier score of an unconstrained prediction). The latent space has as many
-    dimensions as there are outputs, whatever the subset, so the class of heads is one and the same.
+    dimensions as there are outputs, whatever the subset, so the class of heads is one and the same. Inputs are expected on
+    like scales, as `from_arrays` and the sources standardise them: what is a 1e-8 of the rest counts as rounding.
 
     >>> from mmjax.theory import StrongWeak
     >>> splits = StrongWeak(train_examples=200, validation_examples=100, test_examples=50).load()
