@@ -286,7 +286,7 @@ class AgmConfig(MethodConfig):
 
     probe_heads: ClassVar[bool] = True
     kind: ClassVar[Literal["value", "gradient", "balance"]] = "balance"
-    backward_passes: ClassVar[str] = "1, and 2^M − 1 of the fusion head (above M = 4: permutations × (M − 1))"
+    backward_passes: ClassVar[str] = "1, up to 2^M − 1 fusion heads"
     source: ClassVar[str] = "Li et al., Boosting Multi-modal Model Performance with Adaptive Gradient Modulation, 2023"
     reading: ClassVar[Literal["paper", "our reading"]] = "our reading"
     promises: ClassVar[frozenset[Promise]] = frozenset(
