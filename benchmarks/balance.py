@@ -1,13 +1,13 @@
-"""Do the modalities learn in balance? Each alone, late fusion, joint, uniform and MIMO on one data set.
+"""Do the modalities learn in balance? Each alone, late fusion, joint, uniform, STCH and MIMO on one data set.
 
-    python benchmarks/balance.py CONFIG --out FOLDER [--seeds 5] [--tuning-seeds 5] [--rates A B C] [--option VALUE ...]
+    python benchmarks/balance.py CONFIG --out FOLDER [--seeds 5] [--tuning-seeds 5] [--rates A B ...] [--option VALUE ...]
 
-Every row has the same budget: the same three learning rates, the one with the best mean validation accuracy of the
-fusion over the tuning seeds (the first of the seeds) is kept, and only its test figures are shown. Each modality alone
-trains twice as long, so that nobody can say it was stopped early; "best on validation" ends every run. Runs that are in
-FOLDER already are not taken again; it belongs to one configuration. Other options are those of `mmjax train`: those of
-the method go to that method's row (the others have their defaults), and seed, learning rate, what "best" means, devices
-and the monitoring are this script's own.
+Every row has the same budget: the same learning rates, the one with the best mean validation accuracy of the fusion over
+the tuning seeds (the first of the seeds) is kept, and only its test figures are shown; a star says that it is the grid's
+smallest or largest. Each modality alone trains twice as long, so that nobody can say it was stopped early, and once more
+as long as the others; "best on validation" ends every run. Runs that are in FOLDER already are not taken again; it
+belongs to one configuration. Other options are those of `mmjax train`: those of the method go to that method's row (the
+others have their defaults), and seed, learning rate, what "best" means, devices and the monitoring are this script's own.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from mmjax.config import Config
 from mmjax.data import Splits, select
 from mmjax.evaluation.metrics import late_fusion, task_metrics
 from mmjax.models import ConcatConfig
-from mmjax.optim import JointConfig, MimoConfig, UniformConfig
+from mmjax.optim import JointConfig, MimoConfig, StchConfig, UniformConfig
 from mmjax.overrides import override
 from mmjax.train.journal import open_workdir
 from mmjax.train.observer import Observer
 
-METHODS = {"joint": JointConfig(), "uniform": UniformConfig(), "mimo": MimoConfig()}
+METHODS = {"joint": JointConfig(), "uniform": UniformConfig(), "stch": StchConfig(), "mimo": MimoConfig()}
 
 Record = dict[str, Any]
 
@@ -51,8 +51,8 @@ class _Validation(Observer):
             self.rows.append(row)
 
 
-def alone(config: Config, modality: str) -> Config:
-    """Return the same experiment with one modality: its encoder, one linear layer, one loss."""
+def alone(config: Config, modality: str, times: float) -> Config:
+    """Return the same experiment with one modality, `times` as long: its encoder, one linear layer, one loss."""
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, modalities=(modality,)),
@@ -62,7 +62,7 @@ def alone(config: Config, modality: str) -> Config:
             fusion=ConcatConfig(hidden=config.model.head_hidden),
         ),
         method=JointConfig(),
-        train=dataclasses.replace(config.train, epochs=2 * config.train.epochs),
+        train=dataclasses.replace(config.train, epochs=times * config.train.epochs),
     )
 
 
@@ -88,6 +88,20 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(half)
 
 
+def share(parts: np.ndarray, wholes: np.ndarray) -> str:
+    """Return the ratio of two paired means, with Fieller's 95 % interval."""
+    n, (a, b) = len(parts), (parts.mean(), wholes.mean())
+    (va, c), (_, vb) = np.cov(parts, wholes) / n
+    t2 = stats.t.ppf(0.975, n - 1) ** 2
+    g = t2 * vb / b**2
+    if g >= 1:  # the whole cannot be told from zero: every ratio is possible
+        return f"{a / b:.0%} (no interval)"
+    ratio = a / b
+    half = np.sqrt(t2 * max(va - 2 * ratio * c + ratio**2 * vb - g * (va - c**2 / vb), 0.0)) / abs(b)
+    low, high = sorted((ratio - g * c / vb + side * half) / (1 - g) for side in (-1, 1))
+    return f"{ratio:.0%} ({low:.0%} to {high:.0%})"
+
+
 def text(values: np.ndarray, scale: float = 100.0, digits: int = 1) -> str:
     """Return "mean ± half interval"."""
     mean, half = interval(values * scale)
@@ -101,14 +115,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tuning-seeds", type=int, default=5, help="how many of the seeds choose the learning rate")
-    parser.add_argument("--rates", type=float, nargs=3, default=(3e-4, 1e-3, 3e-3), metavar="RATE")
+    parser.add_argument("--rates", type=float, nargs="+", default=(1e-3, 3e-3, 1e-2), metavar="RATE")
     options, rest = parser.parse_known_args()
     console = Console(width=110)
     config = override(mmjax.load_config(options.config), rest)
     open_workdir(options.out, config)
     splits = config.data.load()
     modalities = splits.train.modalities
-    rows = {f"{m} alone": alone(config, m) for m in modalities}
+    rows = {f"{m} alone": alone(config, m, 2.0) for m in modalities}
+    rows |= {f"{m} alone, same epochs": alone(config, m, 1.0) for m in modalities}
     methods = METHODS | ({config.method.name: config.method} if config.method.name in METHODS else {})
     rows |= {name: dataclasses.replace(config, method=method) for name, method in methods.items()}
 
@@ -140,15 +155,19 @@ def main() -> None:
             ensure(name, rate, seed)
         return rate
 
+    def rate_text(name: str) -> str:
+        edge = chosen[name] in (min(options.rates), max(options.rates))
+        return f"{chosen[name]:g}{'*' if edge else ''}"
+
     chosen = {name: choose(name) for name in rows}
     table = Table(title=f"Test accuracy, %, mean ± 95 % interval over {options.seeds} seeds")
     for heading in ("", "learning rate", "fusion", "fusion NLL", *(f"{m} head" for m in modalities), "late fusion"):
         table.add_column(heading, justify="left" if not heading else "right")
     for m in modalities:
-        name = f"{m} alone"
-        own = column(name, chosen[name], "fusion/accuracy")
-        heads = [text(own) if other == m else "" for other in modalities]
-        table.add_row(name, f"{chosen[name]:g}", "", "", *heads, "")
+        for name in (f"{m} alone", f"{m} alone, same epochs"):
+            own = column(name, chosen[name], "fusion/accuracy")
+            heads = [text(own) if other == m else "" for other in modalities]
+            table.add_row(name, rate_text(name), "", "", *heads, "")
     ensemble = []
     for seed in seeds:
         logits = {m: np.load(options.out / f"{m} alone-{chosen[f'{m} alone']}-{seed}.npy") for m in modalities}
@@ -160,7 +179,7 @@ def main() -> None:
     for name in METHODS:
         rate = chosen[name]
         table.add_row(
-            name, f"{rate:g}", text(column(name, rate, "fusion/accuracy")), text(column(name, rate, "fusion/nll"), 1, 3),
+            name, rate_text(name), text(column(name, rate, "fusion/accuracy")), text(column(name, rate, "fusion/nll"), 1, 3),
             *(text(column(name, rate, f"{m}/accuracy")) for m in modalities),
             text(column(name, rate, "late_fusion/accuracy")),
         )  # fmt: skip
@@ -170,7 +189,13 @@ def main() -> None:
     pairs = Table(title="Paired differences in points of test accuracy, mean ± 95 % interval")
     for heading in ("", "fusion", *(f"{m} head" for m in modalities)):
         pairs.add_column(heading, justify="left" if not heading else "right")
-    for one, other in (("uniform", "joint"), ("mimo", "joint"), ("mimo", "uniform")):
+    for one, other in (
+        ("uniform", "joint"),
+        ("stch", "joint"),
+        ("mimo", "joint"),
+        ("stch", "uniform"),
+        ("mimo", "uniform"),
+    ):
         differences = [column(one, chosen[one], key) - column(other, chosen[other], key) for key in keys]
         pairs.add_row(f"{one} - {other}", *map(text, differences))
     for name in METHODS:
@@ -181,14 +206,14 @@ def main() -> None:
         pairs.add_row(f"{name} - alone", "", *map(text, gaps))
     console.print(pairs)
     for m in modalities:
-        by_itself = column(f"{m} alone", chosen[f"{m} alone"], "fusion/accuracy").mean()
-        start = column("joint", chosen["joint"], f"{m}/accuracy").mean()
+        by_itself = column(f"{m} alone", chosen[f"{m} alone"], "fusion/accuracy")
+        start = column("joint", chosen["joint"], f"{m}/accuracy")
         parts = [
-            f"{name} {(column(name, chosen[name], f'{m}/accuracy').mean() - start) / (by_itself - start):.0%}"
+            f"{name} {share(column(name, chosen[name], f'{m}/accuracy') - start, by_itself - start)}"
             for name in METHODS
             if name != "joint"
         ]
-        console.print(f"{m}: {100 * (by_itself - start):.1f} points lost under joint; recovered: {', '.join(parts)}")
+        console.print(f"{m}: {text(by_itself - start)} points lost under joint; recovered: {', '.join(parts)}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import shlex
 import sys
 import warnings
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and options.command not in (_train, theory.run):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     options.rest = rest
+    _check_order(parser, options, arguments)
     console = Console(highlight=False)
     command: Command = options.command
     try:
@@ -143,6 +145,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_order(parser: argparse.ArgumentParser, options: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Stop if a field comes before CONFIG: the field's value would have been taken for CONFIG."""
+    config = getattr(options, "config", None)
+    if config is None:
+        return
+    before = itertools.takewhile(lambda argument: argument.startswith("-") or Path(argument) != config, arguments)
+    for field in (argument for argument in before if argument in options.rest and argument.startswith("--")):
+        parser.error(f"CONFIG comes first, then its fields: mmjax ... CONFIG {field.partition('=')[0]} ...")
+
+
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     if issubclass(category, UserWarning):
         print(f"mmjax: warning: {message}", file=sys.stderr)
@@ -191,7 +203,8 @@ def _draw(workdir: Path, config: Config) -> None:
 
     path = workdir / journal.METRICS
     rows = journal.read_rows(path) if path.exists() else []
-    title = f"{config.data.name}, {config.method.name}, seed {config.train.seed}"
+    methods = dict.fromkeys((stage.method or config.method).name for stage in config.stages) or [config.method.name]
+    title = f"{config.data.name}, {', then '.join(methods)}, seed {config.train.seed}"
     if rows:
         save_curves(rows, workdir / "curves.png", title)
     if has_calibration(rows):

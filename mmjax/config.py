@@ -280,9 +280,9 @@ class StageConfig:
     """Parts whose parameters and running statistics stay as they are."""
 
     def validate(self) -> None:
-        """Raise ValueError for a number of epochs that is not above 0."""
-        if self.epochs is not None and not self.epochs > 0:
-            raise ValueError(f"epochs of stage {self.title!r} must be above 0, or None; got {self.epochs!r}")
+        """Raise ValueError for a number of epochs that is not finite and above 0."""
+        if self.epochs is not None and not 0 < self.epochs < float("inf"):
+            raise ValueError(f"epochs of stage {self.title!r} must be finite and above 0, or None; got {self.epochs!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,16 @@ class Checkpoints:
         if step not in manager.all_steps():
             manager.save(step, args=args)
 
+    def forget_best_after(self, step: int) -> None:
+        """Delete the best models later than `step`, from where a run goes on.
+
+        On other devices its numbers part from theirs, and what is left would be taken for the best of all.
+        """
+        self._best.wait_until_finished()  # to delete what is being written would break the writing
+        for later in self._best.all_steps():
+            if later > step:
+                self._best.delete(later)
+
     def last_step(self) -> int | None:
         """Return the newest step saved whole, or None."""
         return self._last.latest_step()

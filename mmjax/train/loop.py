@@ -39,11 +39,12 @@ class NonFiniteError(FloatingPointError):
     the loss of objective 'audio' is not finite at step 7; the checkpoint of step 4 is kept. Lower the learning rate or ...
     """
 
-    def __init__(self, step: int, objective: str, checkpoint: int | None):
+    def __init__(self, step: int, objective: str, checkpoint: int | None, saving: bool = True):
+        """checkpoint: the last step saved. saving: False where the run has no work folder to save anything in."""
         self.step, self.objective = step, objective
-        kept = (
-            "no checkpoint had been saved yet" if checkpoint is None else f"the checkpoint of step {checkpoint} is kept"
-        )
+        kept = "no checkpoint had been saved yet" if saving else "nothing is kept, as the run has no work folder"
+        if checkpoint is not None:
+            kept = f"the checkpoint of step {checkpoint} is kept"
         what = "the update" if objective == "update" else f"the loss of objective {objective!r}"
         super().__init__(f"{what} is not finite at step {step}; {kept}. Lower the learning rate or check the data.")
 
@@ -301,7 +302,8 @@ class _Loop:
         row["steps_per_second"] = rate
         if (first_bad >= 0).any():
             worst = int(np.argmin(bad))  # the first in time, and among equals the first objective
-            raise NonFiniteError(int(bad[worst]), (*names, "update")[worst], self._last_checkpoint())
+            saved = None if self.checkpoints is None else self.checkpoints.last_step()
+            raise NonFiniteError(int(bad[worst]), (*names, "update")[worst], saved, saving=self.checkpoints is not None)
         self._row(row)
 
     def _refresh(self, refresher: Refresher, state: TrainState) -> TrainState:
@@ -348,6 +350,8 @@ class _Loop:
         if saved is not None:
             self.experiment = next(stage for stage in self.stages if saved <= stage.end)
         fresh = jax.device_put(self.experiment.initial_state(), self.experiment.route.replicated)
+        if self.checkpoints is not None:
+            self.checkpoints.forget_best_after(saved or 0)
         if self.checkpoints is None or saved is None:
             return fresh, 0
         state, books = self.checkpoints.restore_last(fresh)
@@ -366,9 +370,6 @@ class _Loop:
 
     def _best_variables(self, local: TrainState) -> PyTree:
         return _variables(local) if self.best is None else self.best
-
-    def _last_checkpoint(self) -> int | None:
-        return None if self.checkpoints is None else self.checkpoints.last_step()
 
     def _row(self, row: dict[str, Any]) -> None:
         if self.file is not None:

@@ -234,6 +234,14 @@ def test_help_needs_the_configuration(config, capsys):
     assert "--train.seed INT" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["train", "theory"])
+def test_a_field_before_the_configuration_is_told_apart_from_it(config, capsys, command):
+    with pytest.raises(SystemExit) as error:
+        main([command, "--method.name", "uniform", str(config)])
+    assert error.value.code == 2
+    assert "CONFIG comes first, then its fields: mmjax ... CONFIG --method.name" in capsys.readouterr().err
+
+
 def rows(folder: Path) -> list[dict]:
     timing = ("steps_per_second", "wall_seconds", "compile_seconds")
     lines = (folder / "metrics.jsonl").read_text().splitlines()

@@ -8,6 +8,7 @@ import json
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from mmjax.config import Config, ModelConfig, TrainConfig
 from mmjax.data import Planted, Splits, Task, batch_indices, from_arrays, gather
 from mmjax.models import LeNetConfig, MLPConfig, build_model
 from mmjax.optim import JointConfig, MimoConfig, UniformConfig
+from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.experiment import build_experiment
 from mmjax.train.journal import read_rows
 from mmjax.train.loop import NonFiniteError, fit
@@ -99,6 +101,34 @@ def test_the_best_model_that_a_checkpoint_names_outlives_the_better_ones_after_i
     resumed = fit(often, tmp_path, splits=splits)
     assert digest(resumed.variables) == digest(straight.variables)
     assert len(list((tmp_path / "checkpoints" / "best").iterdir())) <= 4  # they do not pile up
+
+
+def test_best_models_after_the_checkpoint_that_a_run_goes_on_from_are_forgotten(tmp_path):
+    """On other devices the numbers part: what was the best at a later step there must not be taken for the best here."""
+    checkpoints = Checkpoints(tmp_path)
+    try:
+        for step in (4, 7):
+            checkpoints.save_best(step, {"w": jnp.full(2, float(step))})
+        checkpoints.forget_best_after(4)
+        assert checkpoints.best_step() == 4
+        checkpoints.save_best(7, {"w": jnp.zeros(2)})  # the same step again, with other numbers
+        assert not np.asarray(checkpoints.restore_best({"w": jnp.ones(2)})["w"]).any()
+    finally:
+        checkpoints.close()
+
+
+def test_a_run_that_goes_on_keeps_no_best_model_from_after_its_checkpoint(splits, tmp_path):
+    class Look(Observer):
+        def compiled(self, seconds):
+            assert max(int(p.name) for p in (tmp_path / "checkpoints" / "best").iterdir()) <= 4
+
+    small = ModelConfig(encoders={m: MLPConfig(width=4, depth=1) for m in splits.train.modalities})
+    often = config(evaluate_every=1, checkpoint_every=4, epochs=2.0, monitor_every=0)
+    often = dataclasses.replace(often, model=small, method=UniformConfig(), optimizer=SGDConfig(learning_rate=0.01))
+    with pytest.raises(KeyboardInterrupt):
+        fit(often, tmp_path, splits=splits, observer=_Interrupt(7))
+    assert max(int(p.name) for p in (tmp_path / "checkpoints" / "best").iterdir()) > 4  # else this shows nothing
+    fit(often, tmp_path, splits=splits, observer=Look())
 
 
 def test_a_modality_called_type_is_loaded_again(tmp_path):
@@ -266,6 +296,27 @@ def test_the_hot_loop_transfers_nothing_unasked(splits):
     assert run.metrics
 
 
+def test_nothing_is_compiled_after_the_first_evaluation(splits):
+    """Steps, measurements, evaluations: each program once, before or at its first use."""
+    compiled: list[float] = []
+
+    class Count(Observer):
+        def row(self, row):
+            if row["kind"] == "validation" and row["step"] > 8:
+                late.append(len(compiled))
+
+    late: list[int] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(seconds) if "backend_compile" in event else None
+    )
+    try:
+        fit(config(monitor_every=2), splits=splits, observer=Count())
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert compiled and len(late) >= 2  # else this shows nothing
+    assert late[0] == late[-1]
+
+
 def test_mistakes_are_named_before_anything_is_compiled(splits, tmp_path, monkeypatch):
     monkeypatch.setattr("mmjax.train.parallel.Route.compile", lambda *a, **k: pytest.fail("compiled"))
     cases = {
@@ -306,6 +357,14 @@ def test_a_work_folder_of_other_data_is_refused_and_left_as_it_is(splits, tmp_pa
     with pytest.raises(ValueError, match=r"holds a run on other data: inputs\.audio\.preprocess\.mean"):
         fit(config(epochs=1), tmp_path, splits=from_arrays(*arrays(seed=1)))
     np.testing.assert_array_equal(load(tmp_path).predict(arrays(n=3)[0])["fusion"], before)
+
+
+def test_without_a_work_folder_a_run_that_breaks_off_says_that_nothing_is_kept():
+    inputs, label = arrays(n=32)
+    data = from_arrays(inputs, label)
+    wild = dataclasses.replace(config(epochs=3), optimizer=SGDConfig(learning_rate=1e30))
+    with pytest.raises(NonFiniteError, match="nothing is kept, as the run has no work folder"):
+        fit(wild, splits=data)
 
 
 def test_task_is_kept(tmp_path, splits):
