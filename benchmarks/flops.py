@@ -12,6 +12,7 @@ AV-MNIST LeNet setting (forward and Λ, counted by XLA a batch) is spread over t
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -148,6 +149,7 @@ def bogc_rows(uniform: float) -> list[tuple[str, float, float]]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     uniform = step_flops(mmjax.optim.uniform(num_objectives=3))
     plain = gradient_flops(lambda g: g.weighted(jnp.ones(3)))
     print(f"uniform step: {uniform / 1e9:.3f} GFLOP; its gradient alone: {plain / 1e9:.3f} GFLOP\n")

@@ -103,6 +103,14 @@ def _parser() -> argparse.ArgumentParser:
         help="also with only some modalities given: each PATTERN (audio, audio+image, leave-one-out); none named: all",
     )
 
+    of_run.add_argument(
+        "--noise",
+        metavar="LEVEL",
+        nargs="+",
+        type=float,
+        help="also with noise in one modality at a time, in units of each feature's own spread: --noise 0 0.5 1 2",
+    )
+
     new = add("predict", _predict, "write what every expert says of the examples in an npz file")
     new.add_argument("workdir", metavar="WORKDIR", type=Path)
     new.add_argument("file", metavar="FILE.npz", type=Path)
@@ -234,6 +242,12 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
         from mmjax.report import save_patterns
 
         table, file = save_patterns(run, dataset, options.workdir, options.missing)
+        console.print(table)
+        console.print(f"wrote {file}", markup=False, soft_wrap=True)
+    if options.noise is not None:
+        from mmjax.report import save_noise
+
+        table, file = save_noise(run, dataset, options.workdir, options.noise)
         console.print(table)
         console.print(f"wrote {file}", markup=False, soft_wrap=True)
     if isinstance(run.inference.model, Reader):

@@ -11,6 +11,7 @@ from mmjax.report.missing import (
     save_missing,
     save_patterns,
 )
+from mmjax.report.noise import noise_plot, noise_table, save_noise
 from mmjax.report.plots import curves, save_curves
 from mmjax.report.progress import ProgressObserver
 from mmjax.report.sweep_plots import heat_map, save_heat_map, save_sweep_curves, sweep_curves
@@ -28,6 +29,8 @@ __all__ = [
     "filled_grid",
     "has_calibration",
     "heat_map",
+    "noise_plot",
+    "noise_table",
     "patterns_plot",
     "patterns_table",
     "print_results",
@@ -38,6 +41,7 @@ __all__ = [
     "save_curves",
     "save_heat_map",
     "save_missing",
+    "save_noise",
     "save_patterns",
     "save_sweep_curves",
     "sweep_curves",

@@ -16,7 +16,7 @@ from mmjax.data import Dataset, Task, gather
 from mmjax.evaluation.metrics import score_name
 from mmjax.objectives import FUSION
 from mmjax.report.labels import COLUMNS, PERCENTAGES, metric_title, written
-from mmjax.train.missing import ROUNDS, PatternScore, fill_in, scores_by_pattern, scores_by_rounds
+from mmjax.train.missing import ROUNDS, PatternScore, contributions, fill_in, scores_by_pattern, scores_by_rounds
 from mmjax.train.predictor import LATE_FUSION
 from mmjax.train.run import Run
 from mmjax.train.step import prepare
@@ -107,6 +107,8 @@ def patterns_plot(scores: Sequence[PatternScore], task: Task) -> Figure:
 def save_patterns(run: Run, dataset: Dataset, folder: Path, wanted: Sequence[str] = ()) -> tuple[Table, Path]:
     """Write missing.png into a folder; return the table and the file. wanted: patterns, as `scores_by_pattern` takes them.
 
+    With every pattern, of data that lack nothing, the table's caption says what each modality contributes.
+
     Raises:
       ValueError: as `scores_by_pattern`.
 
@@ -124,7 +126,12 @@ def save_patterns(run: Run, dataset: Dataset, folder: Path, wanted: Sequence[str
     scores = scores_by_pattern(run, dataset, wanted)
     file = folder / PATTERNS_PICTURE
     patterns_plot(scores, dataset.task).savefig(file, dpi=120)
-    return patterns_table(scores, dataset.task), file
+    table = patterns_table(scores, dataset.task)
+    if len(scores) == 2 ** len(dataset.modalities) - 1 > 1 and dataset.present is None:
+        score = score_name(dataset.task)
+        parts = (f"{m} {written(score, v)}" for m, v in contributions(scores, dataset).items())
+        table.caption = Text(f"contribution to {metric_title(score)} (Shapley): {', '.join(parts)}")
+    return table, file
 
 
 def rounds_table(scores: Mapping[int, Mapping[str, float]], names: Sequence[str], task: Task) -> Table:

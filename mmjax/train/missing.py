@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 
 from mmjax.data import Dataset, gather
-from mmjax.evaluation.metrics import expert_metrics, late_fusion
+from mmjax.evaluation.contribution import shapley_values
+from mmjax.evaluation.metrics import expert_metrics, late_fusion, score_name, task_metrics
 from mmjax.evaluation.subsets import Subset, choose_subsets, subset_name
 from mmjax.generative.reader import Reader
 from mmjax.generative.recurrence import check_rounds
@@ -83,6 +84,42 @@ def scores_by_pattern(run: Run, dataset: Dataset, wanted: Iterable[str] = ()) ->
             metrics |= expert_metrics(dataset.task, {LATE_FUSION: late_fusion(dataset.task, alone)}, label)
         found.append(PatternScore(pattern, int(rows.sum()), metrics))
     return tuple(found)
+
+
+def contributions(scores: Sequence[PatternScore], dataset: Dataset) -> dict[str, float]:
+    """Return what each modality contributes to the fusion's score, by Shapley values: {modality: share}.
+
+    scores: of all 2^M − 1 patterns (`scores_by_pattern`). They add up to the score with everything less that of the best
+    constant answer, the labels' own frequencies or mean, which is what is known without any modality.
+
+    Raises:
+      ValueError: a pattern is missing, or the patterns are of different examples (data that lack modalities).
+
+    >>> from mmjax.data import Task
+    >>> task = Task("classification", 2)
+    >>> data = Dataset({m: np.zeros((4, 1)) for m in "ab"}, np.array([0, 1, 0, 1]), task)
+    >>> accuracy = {("a",): 0.75, ("b",): 0.5, ("a", "b"): 1.0}
+    >>> contributions([PatternScore(p, 4, {"fusion/accuracy": v}) for p, v in accuracy.items()], data)
+    {'a': 0.375, 'b': 0.125}
+    """
+    names, score = dataset.modalities, score_name(dataset.task)
+    found = {frozenset(s.pattern): s.metrics[f"{FUSION}/{score}"] for s in scores}
+    if len(found) != 2 ** len(names) - 1 or any(s.examples != len(dataset) for s in scores):
+        raise ValueError("contributions need all patterns, each measured on every example")
+    return shapley_values((found | {frozenset(): _constant_score(dataset)}).__getitem__, names)
+
+
+def _constant_score(dataset: Dataset) -> float:
+    """Return the score of the best answer that looks at no modality."""
+    task, label = dataset.task, dataset.label
+    with np.errstate(divide="ignore"):  # a class or label that never occurs is never said
+        if task.kind == "classification":
+            answer = np.log(np.bincount(label, minlength=task.num_outputs) / len(label))
+        else:
+            mean = label.mean(axis=0, dtype=np.float64)
+            answer = np.log(mean) - np.log1p(-mean) if task.kind == "multilabel" else mean
+    answer = np.clip(answer, -1e6, 1e6)  # finite, and as sure as a probability in float64 can be
+    return task_metrics(task, np.tile(answer, (len(label), 1)), label)[score_name(task)]
 
 
 Answer = Callable[[Dataset, Subset], dict[str, np.ndarray]]

@@ -10,7 +10,7 @@ from mmjax.evaluation.robustness import robustness_curves
 RNG = np.random.default_rng(0)
 INPUTS = {
     "a": (RNG.normal(size=(4000, 2)) * [1.0, 10.0]).astype(np.float32),
-    "t": RNG.integers(1, 6, (500, 4)).astype(np.int32) * (np.arange(4) < 3),
+    "t": RNG.integers(1, 6, (4000, 4)).astype(np.int32) * (np.arange(4) < 3),
 }
 
 
@@ -44,6 +44,21 @@ def test_tokens_are_replaced_by_others_of_their_own_and_padding_stays():
     np.testing.assert_allclose(curve, [0, 0.4, 0.8], atol=0.04)  # one in five is drawn as itself
     assert all((t[:, 3] == 0).all() and t[:, :3].min() >= 1 for t in seen.values())
     assert seen[2].dtype == np.int32
+
+
+def test_who_lacks_a_modality_is_passed_by():
+    n = 500
+    present = np.arange(n)[:, None] % 3 != [1, 2]
+    a = np.where(present[:, :1], INPUTS["a"][:n], 1e6).astype(np.float32)
+    t = np.where(present[:, 1:], INPUTS["t"][:n], 99)
+    seen = []
+    robustness_curves(lambda x: float(bool(seen.append(x))), {"a": a, "t": t}, [1.0], present=present)
+    moved = seen[0]["a"] - a
+    assert not moved[~present[:, 0]].any()
+    np.testing.assert_allclose(moved[present[:, 0]].std(axis=0), a[present[:, 0]].std(axis=0), rtol=0.1)
+    assert (seen[1]["t"][~present[:, 1]] == 99).all() and seen[1]["t"][present[:, 1]].max() <= 5
+    with pytest.raises(ValueError, match=r"present must be bool \[500, 2\]; got bool \[500, 1\]"):
+        robustness_curves(lambda x: 0.0, {"a": a, "t": t}, [1.0], present=present[:, :1])
 
 
 def test_mistakes_are_named():

@@ -263,14 +263,21 @@ def one_step(method, kind="i2m2", task="classification"):
     ("name", "kind"), [*((name, "i2m2") for name in METHODS), ("agm", "inter"), ("ogm", "inter"), ("bogc", "inter")]
 )
 def test_experts_are_objectives_of_every_method(name, kind):
-    """Traced, not run: names, shapes, extra arguments all fit, with modalities missing too."""
-    experiment, state, batch = one_step(METHODS[name](), kind)
+    """Two real steps, the second with modalities missing: names, shapes, extra arguments fit, and every part moves."""
+    experiment, shapes, batch = one_step(METHODS[name](), kind)
     lacking = batch._replace(present=np.array([[True, False]] * 8 + [[True, True]] * 8))
-    assert jax.tree.structure(jax.eval_shape(experiment.step, state, lacking)[0]) == jax.tree.structure(state)
     assert experiment.names == (("fusion", "audio", "inter", "zoom") if kind == "i2m2" else ("fusion",))
-    after, metrics = jax.eval_shape(experiment.step, state, batch)
-    assert jax.tree.structure(after) == jax.tree.structure(state)
-    assert metrics.values.shape == metrics.weights.shape == (len(experiment.names),)
+    state = experiment.initial_state()
+    step = jax.jit(experiment.step)
+    for given in (batch, lacking):
+        before, (state, metrics) = state, step(state, given)
+        assert jax.tree.structure(state) == jax.tree.structure(shapes)
+        assert metrics.values.shape == metrics.weights.shape == (len(experiment.names),)
+        assert np.isfinite(metrics.values).all() and np.isfinite(metrics.weights).all()
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+        for part, params in state.params.items():
+            leaves = zip(jax.tree.leaves(params), jax.tree.leaves(before.params[part]), strict=True)
+            assert any(np.any(a != b) for a, b in leaves), part
 
 
 def real_step(method):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,7 +17,8 @@ from rich.console import Console
 from mmjax.bayes import posterior, precision
 from mmjax.cli import main
 from mmjax.config import Config, ModelConfig, TrainConfig
-from mmjax.data import Planted, from_arrays
+from mmjax.data import Dataset, Planted, Task, from_arrays
+from mmjax.evaluation.metrics import score_name
 from mmjax.generative import MultiPredictionConfig
 from mmjax.models import ConcatConfig, MLPConfig
 from mmjax.optim import BogcConfig, UniformConfig
@@ -25,7 +27,7 @@ from mmjax.theory import LeastSquares, subset_risk_sweep
 from mmjax.train import missing
 from mmjax.train.experiment import build_classifier
 from mmjax.train.loop import fit
-from mmjax.train.missing import scores_by_pattern
+from mmjax.train.missing import PatternScore, contributions, scores_by_pattern
 from mmjax.train.optimizer import AdamConfig
 from mmjax.train.refresher import Refresher
 from mmjax.train.run import evaluate
@@ -127,6 +129,49 @@ def test_table_plot_and_command(run, splits, tmp_path, capsys):
     assert re.search(rf"a\+b\+c\W+{scores[-1].examples}\W", out)
     assert main(["evaluate", str(run.workdir), "--missing", "a+x"]) == 2
     assert "'x'" in capsys.readouterr().err
+
+
+def test_contributions_and_noise_of_a_run(tmp_path, capsys):
+    """The lines of docs/models.md, on a run; what is without information contributes nothing and bears any noise."""
+    data = dataclasses.replace(DATA, missing={}, unique={"a": 2.0, "b": 1.0, "c": 0.0})
+    trained = fit(dataclasses.replace(config(), data=data), tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    (code,) = re.findall(r"```python\n(from mmjax.train.missing import contributions.*?)```", page, re.DOTALL)
+    there = {"run": trained}
+    exec(code, there)
+    shares, curves, test = there["shares"], there["curves"], there["test"]
+    scores = {s.name: s.metrics["fusion/accuracy"] for s in scores_by_pattern(trained, test)}
+    constant = np.bincount(test.label).max() / len(test)
+    assert sum(shares.values()) == pytest.approx(scores["a+b+c"] - constant)
+    a = (2 * (scores["a"] - constant) + scores["a+b"] - scores["b"] + scores["a+c"] - scores["c"]) / 6
+    assert shares["a"] == pytest.approx(a + (scores["a+b+c"] - scores["b+c"]) / 3)
+    assert shares["a"] > shares["b"] > shares["c"] + 0.1 and abs(shares["c"]) < 0.05
+    for m, curve in curves.items():
+        assert curve[0] == trained.metrics["fusion/accuracy"]
+        noisy = curve[0] - curve[3]
+        assert abs(noisy) < 0.05 if m == "c" else noisy > 0.1
+    assert main(["evaluate", str(tmp_path), "--missing", "--noise", "0", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "contribution to accuracy (Shapley): a " in out and (tmp_path / "noise.png").exists()
+    assert re.search(
+        rf"a\W+{curves['a'][0]:.1%}".replace("%", " %") + rf"\W+{curves['a'][3]:.1%}".replace("%", " %"), out
+    )
+    assert main(["evaluate", str(tmp_path), "--noise", "-1"]) == 2
+    assert "levels of at least 0" in capsys.readouterr().err
+
+
+def test_contributions_want_every_pattern_and_a_score_without_input(run, splits):
+    scores = scores_by_pattern(run, splits.test)
+    with pytest.raises(ValueError, match="need all patterns, each measured on every example"):
+        contributions(scores, splits.test)
+    for task, label, expected in (
+        (Task("regression", 1), np.array([[1.0], [2.0], [6.0]]), 0.0),
+        (Task("multilabel", 2), np.array([[1, 0], [1, 0], [0, 1]], np.float32), (2 / 3 + 1 / 3) / 2),
+        (Task("classification", 4), np.array([3, 3, 0]), 2 / 3),
+    ):
+        dataset = Dataset({"a": np.zeros((3, 1))}, label, task)
+        key = f"fusion/{score_name(task)}"
+        assert contributions([PatternScore(("a",), 3, {key: 1.0})], dataset)["a"] == pytest.approx(1 - expected)
 
 
 def test_a_file_to_predict_may_lack_modalities(run, splits, tmp_path):
