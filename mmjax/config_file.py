@@ -50,9 +50,11 @@ _SECTIONS = (
 def load_config(path: str | Path) -> Config:
     r"""Return the configuration of a Python file with `get_config()`, or of a `config.json`.
 
+    path: "FILE.py:get_quick_config" asks for what another function of the file returns.
+
     Raises:
       FileNotFoundError: no such file.
-      ValueError: the file has no `get_config`, or it returns something else than a `Config`; a field that its section
+      ValueError: the file has no such function, or it returns something else than a `Config`; a field that its section
         does not have (the nearest is named), a mistyped name, a syntax error, broken JSON.
 
     >>> import tempfile
@@ -70,21 +72,22 @@ def load_config(path: str | Path) -> Config:
     ...     load_config(path).method.penalty
     2.0
     """
-    path = Path(path)
+    file, _, function = str(path).rpartition(":")
+    path, function = (Path(file), function) if file.endswith(".py") else (Path(path), "get_config")
     if not path.is_file():
         raise FileNotFoundError(f"no such configuration file: {path}")
-    config = from_json(read_json(path)) if path.suffix == ".json" else _from_python(path)
+    config = from_json(read_json(path)) if path.suffix == ".json" else _from_python(path, function)
     if not isinstance(config, Config):
         raise ValueError(f"{path}: expected a mmjax.Config, got {type(config).__name__}")
     return config
 
 
-def _from_python(path: Path) -> Any:
+def _from_python(path: Path, function: str) -> Any:
     try:
         module = _load_module(path)
-        if not callable(getattr(module, "get_config", None)):
-            raise ValueError(f"{path} has no function get_config() that returns a mmjax.Config")
-        return module.get_config()
+        if not callable(getattr(module, function, None)):
+            raise ValueError(f"{path} has no function {function}() that returns a mmjax.Config")
+        return getattr(module, function)()
     except SyntaxError as error:
         raise ValueError(f"{path}: {error}") from error
     except (TypeError, NameError, AttributeError) as error:  # what a mistyped field, class or module gives

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from mmjax.config import ModelConfig
 from mmjax.generative.inference import Recurrent
@@ -12,6 +12,8 @@ from mmjax.generative.mdrnn import MDRNN
 from mmjax.generative.mrbm import MRBM
 from mmjax.generative.reader import Reader
 from mmjax.generative.visible import VisibleKind, check_kind
+
+Start = Literal["small", "scaled"]
 
 
 def _require(option: str, value: Any, ok: bool, right: str) -> None:
@@ -137,11 +139,14 @@ class MDRNNConfig(GenerativeConfig):
     """Widths of each modality's stack, bottom up; a modality that is not named has (1024, 1024)."""
     hidden: int = 2048
     """Number of joint hidden units."""
+    start: Start = "small"
+    """Initial weights: small as published (init_std), or scaled to the training inputs, level by level."""
 
     def validate(self) -> None:
         """Raise ValueError naming an option out of range."""
         super().validate()
         _require("model.hidden", self.hidden, self.hidden >= 1, "at least 1")
+        _require("model.start", self.start, self.start in get_args(Start), "small or scaled")
         for m, widths in self.stacks.items():
             _require(f"model.stacks.{m}", widths, all(w >= 1 for w in widths), "widths of at least 1")
 

@@ -20,7 +20,7 @@ from mmjax.generative.inference import Rounds, Visibility
 from mmjax.generative.losses import persistent_contrastive_divergence
 from mmjax.generative.mrbm import MRBM, MRBMParams, left_out
 from mmjax.generative.rbm import RBM, RBMParams
-from mmjax.generative.visible import VisibleKind, check_kind, reconstruction_loss
+from mmjax.generative.visible import VisibleKind, check_kind, reconstruction_loss, visible_start
 
 PyTree = Any
 
@@ -111,6 +111,46 @@ class MDRNN:
             tops[m] = below[-1]
         return MDRNNParams(stacks, self.joint.init(jax.random.fold_in(key, len(self.modalities)), tops, std))
 
+    def scaled_to(self, params: MDRNNParams, inputs: Mapping[str, Array]) -> MDRNNParams:
+        """Return the weights' directions at a scale that suits these inputs, {modality: [N, D_m]}; our own start.
+
+        Level by level, bottom up: every hidden unit's logit has mean 0 and standard deviation 1 on the means of the units
+        below (of the joint units each modality's part has 1/√M), and the visible biases are such that the units are
+        as frequent as on these inputs (gaussian: have their mean) while the hidden ones are at ½. A small start without
+        it leaves units of which few are ever on, such as tags, to learn their frequencies in place of their structure, and
+        passes hardly anything of an example's own on to the levels above.
+
+        Raises:
+          ValueError: inputs of other modalities than the model's.
+
+        >>> mdrnn = MDRNN({"image": "gaussian", "tags": "binary"}, {"image": (4,), "tags": (5, 3)}, num_hidden=6)
+        >>> inputs = {"image": jax.random.normal(jax.random.key(1), (50, 7)), "tags": jnp.eye(50)[:, :8]}
+        >>> params = mdrnn.scaled_to(mdrnn.init(jax.random.key(0), {"image": 7, "tags": 8}), inputs)
+        >>> logits = inputs["image"] @ params.stacks["image"][0].weights + params.stacks["image"][0].hidden_bias
+        >>> logits.std(axis=0).round(3).tolist()
+        [1.0, 1.0, 1.0, 1.0]
+        """
+        if set(inputs) != set(self.modalities):
+            raise ValueError(f"inputs are of modalities {sorted(inputs)}; the model has {list(self.modalities)}")
+        stacks, tops = {}, {}
+        for m in self.modalities:
+            x, layers = inputs[m], []
+            for rbm, layer in zip(self.layers(m), params.stacks[m], strict=True):
+                weights, offset = _of_unit_spread(layer.weights, x, 1.0)
+                layers.append(RBMParams(weights, visible_start(rbm.visible, x) - weights.sum(axis=1) / 2, offset))
+                x = rbm.encode(layers[-1], x)
+            stacks[m], tops[m] = tuple(layers), x
+        spread = len(tops) ** -0.5
+        scaled = {m: _of_unit_spread(params.joint.weights[m], x, spread) for m, x in tops.items()}
+        joint = params.joint.replace(
+            weights={m: weights for m, (weights, _) in scaled.items()},
+            visible_bias={
+                m: visible_start(self.joint.visible[m], x) - scaled[m][0].sum(axis=1) / 2 for m, x in tops.items()
+            },
+            hidden_bias=sum(offset for _, offset in scaled.values()),
+        )
+        return MDRNNParams(stacks, joint)
+
     def encode(self, params: MDRNNParams, modality: str, x: Array, depth: int | None = None) -> Array:
         """Return the mean of a stack's top, [B, D]; depth: of this layer, counted from the input (0), instead."""
         for rbm, layer in list(zip(self.layers(modality), params.stacks[modality], strict=True))[:depth]:
@@ -146,16 +186,23 @@ class MDRNN:
     ) -> tuple[Array, dict[str, Array]]:
         """Return the loss that trains one level alone, and how well its layers reconstruct what they see.
 
-        Level l < depth: the sum over modalities of CD-k of the l-th layer on the (constant) means of the one below;
-        level depth: CD-k of the joint units. Reconstruction errors in nats, {modality: scalar}, or {"fusion": scalar}
-        of the joint units.
+        Level l < depth: the sum over modalities of CD-k of the l-th layer on (constant) draws of the one below; level
+        depth: CD-k of the joint units. Draws, not means: a layer's model of the units below is of zeros and ones, and
+        means, which vary less than those, would shrink its weights towards 0. Reconstruction errors in nats,
+        {modality: scalar}, or {"fusion": scalar} of the joint units.
 
         Raises:
           ValueError: a level outside 0..depth, steps < 1.
         """
         if not 0 <= level <= self.depth:
             raise ValueError(f"level must be in 0..{self.depth}, got {level}")
-        seen = {m: jax.lax.stop_gradient(self.encode(params, m, x, level)) for m, x in inputs.items()}
+        draw_key, key = jax.random.split(key)
+        seen = {}
+        for place, m in enumerate(self.modalities):
+            below = jax.lax.stop_gradient(self.encode(params, m, inputs[m], level))
+            drawn = level and self.stacks[m]  # else they are the inputs themselves
+            chance_key = jax.random.fold_in(draw_key, place)
+            seen[m] = jax.random.bernoulli(chance_key, below).astype(below.dtype) if drawn else below
         if level == self.depth:
             loss, _ = persistent_contrastive_divergence(self.joint, params.joint, seen, seen, key, steps=steps)
             hidden = jax.nn.sigmoid(self.joint.hidden_logits(params.joint, seen))
@@ -180,6 +227,14 @@ class MDRNN:
             for m, stack in params.stacks.items()
         }
         return MDRNNParams(stacks, jax.tree.map(lambda _: self.depth, params.joint))
+
+
+def _of_unit_spread(weights: Array, x: Array, spread: float) -> tuple[Array, Array]:
+    """Return weights [D, H] scaled, and the offset [H], so that x @ weights + offset has mean 0 and this spread over x."""
+    logits = x @ weights
+    std = logits.std(axis=0)
+    weights = weights * jnp.where(std > 0, spread / jnp.where(std > 0, std, 1.0), 1.0)
+    return weights, -(x.mean(axis=0) @ weights)
 
 
 class MDRNNRounds(Rounds):

@@ -49,6 +49,22 @@ def visible_mean(kind: VisibleKind, activation: Array) -> Array:
     return jax.nn.sigmoid(activation) if kind == "binary" else activation
 
 
+def visible_start(kind: VisibleKind, v: Array) -> Array:
+    """Return the bias [D] with which units without connections have the mean of v [N, D].
+
+    Binary units that are always or never on count as if half an example were otherwise.
+
+    >>> visible_start("binary", jnp.array([[1.0, 0.0], [0.0, 0.0]])).round().tolist()
+    [0.0, -1.0]
+    """
+    mean = v.mean(axis=0)
+    if kind == "gaussian":
+        return mean
+    least = 1 / (2 * len(v))
+    mean = jnp.clip(mean, least, 1 - least)
+    return jnp.log(mean) - jnp.log1p(-mean)
+
+
 def sample_visible(kind: VisibleKind, key: Array, activation: Array) -> Array:
     """Draw v given h from the activation b + W h, [..., D]."""
     if kind == "binary":

@@ -14,10 +14,10 @@ import numpy as np
 import optax
 from jax import Array
 
-from mmjax.data import Batch, Dataset, evaluation_batches, require_complete
+from mmjax.data import Batch, Dataset, evaluation_batches, gather, require_complete
 from mmjax.evaluation.linear import fit_linear
 from mmjax.evaluation.metrics import loss_name, score_name
-from mmjax.generative.config import GenerativeConfig
+from mmjax.generative.config import GenerativeConfig, MDRNNConfig
 from mmjax.generative.methods import GenerativeMethod
 from mmjax.generative.reader import Reader, flat
 from mmjax.generative.visible import Moments, check_moments, merge_moments, moments
@@ -29,6 +29,9 @@ from mmjax.train.state import TrainState, create_state
 from mmjax.train.step import Inference, StepMetrics, prepare
 
 PyTree = Any
+
+SCALED_TO = 1000
+"""Training examples from which a start is scaled: means and spreads to 3 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,13 @@ class Generative(Experiment):
 
     def initial_state(self) -> TrainState:
         """Return the state at step 0 (not yet placed)."""
-        return create_state(self.reading.model, self.example(), self.tx, len(self.names), self.config.train.seed)
+        state = create_state(self.reading.model, self.example(), self.tx, len(self.names), self.config.train.seed)
+        if not (isinstance(self.config.model, MDRNNConfig) and self.config.model.start == "scaled"):
+            return state
+        train = self.splits.train
+        some = gather(train, np.arange(min(SCALED_TO, len(train)))).inputs
+        inputs = flat(prepare(self.inference, jax.tree.map(jnp.asarray, some)))
+        return state.replace(params={"core": self.core.scaled_to(state.params["core"], inputs)})
 
     def _losses(self, params: PyTree, state: TrainState, batch: Batch) -> tuple[Array, tuple[Array, Array, PyTree]]:
         core, inputs = self.core, flat(prepare(self.inference, batch.inputs))

@@ -303,3 +303,15 @@ def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(config, tmp_pa
     a, b = mmjax.load(cut), mmjax.load(whole)
     for x, y in zip(*(map(np.asarray, __import__("jax").tree.leaves(r.params)) for r in (a, b)), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_another_function_of_a_configuration_file(config, tmp_path, capsys):
+    path = tmp_path / "two.py"
+    quick = "\n\ndef get_quick_config():\n    import dataclasses\n    config = get_config()\n"
+    quick += "    return dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=1.0))\n"
+    path.write_text(config.read_text() + quick)
+    assert mmjax.load_config(path).train.epochs == 4 and mmjax.load_config(f"{path}:get_quick_config").train.epochs == 1
+    assert main(["train", f"{path}:get_quick_config", "--workdir", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["epochs"] == 1.0
+    assert main(["train", f"{path}:get_slow_config"]) == 2
+    assert "has no function get_slow_config() that returns a mmjax.Config" in capsys.readouterr().err

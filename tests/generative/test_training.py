@@ -20,8 +20,10 @@ from mmjax.generative import (
     HybridConfig,
     MDRNNConfig,
     MRBMConfig,
+    MRBMParams,
     MultiPredictionConfig,
     PCDConfig,
+    RBMParams,
     RecurrentConfig,
     infer,
     multi_prediction,
@@ -202,6 +204,76 @@ def test_without_stacks_it_is_an_mrbm():
         multi_prediction(deep, params, inputs, key, keep_max=0.5)
     with pytest.raises(ValueError, match="level must be in 0..0"):
         deep.layerwise_divergence(params, inputs, key, 1)
+
+
+def test_a_start_scaled_to_inputs(deep):
+    """Logits of mean 0 and spread 1 at every level; units as frequent as their inputs while the hidden ones are at 1/2."""
+    model, params = deep
+    left = jax.random.bernoulli(jax.random.key(1), jnp.array([0.02, 0.1, 0.3, 0.5, 0.9, 0.0]), (400, 6)).astype(float)
+    inputs = {"left": left, "right": 2 + jax.random.normal(jax.random.key(2), (400, 7))}
+    scaled = model.scaled_to(params, inputs)
+    joint = 0.0
+    for m, x in inputs.items():
+        kinds = [*(rbm.visible for rbm in model.layers(m)), "binary"]
+        layers = [*scaled.stacks[m], None]
+        for kind, layer in zip(kinds, layers, strict=True):
+            weights = scaled.joint.weights[m] if layer is None else layer.weights
+            bias = scaled.joint.visible_bias[m] if layer is None else layer.visible_bias
+            at_half = bias + weights.sum(axis=1) / 2
+            expected = x.mean(axis=0) if kind == "gaussian" else np.clip(x.mean(axis=0), 1 / 800, 1)
+            np.testing.assert_allclose(at_half if kind == "gaussian" else sigmoid(at_half), expected, rtol=1e-3)
+            if layer is None:
+                part = x @ weights
+                np.testing.assert_allclose(part.std(axis=0), 0.5**0.5, rtol=1e-3)
+                joint += part
+                continue
+            logits = x @ layer.weights + layer.hidden_bias
+            np.testing.assert_allclose(logits.mean(axis=0), 0, atol=1e-3)
+            np.testing.assert_allclose(logits.std(axis=0), 1, rtol=1e-3)
+            x = jax.nn.sigmoid(logits)
+    np.testing.assert_allclose((joint + scaled.joint.hidden_bias).mean(axis=0), 0, atol=1e-3)
+    still = model.scaled_to(params, {m: jnp.zeros_like(x) for m, x in inputs.items()})  # nothing varies
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(still))
+    with pytest.raises(ValueError, match=r"inputs are of modalities \['left'\]"):
+        model.scaled_to(params, {"left": left})
+
+
+def test_a_run_starts_where_its_configuration_says(splits):
+    small, scaled = (
+        build_experiment(config(RecurrentConfig(), dataclasses.replace(DEEP, start=start)), splits).initial_state()
+        for start in ("small", "scaled")
+    )
+    train = splits.train
+    logits = [
+        train.inputs["left"].reshape(len(train), -1) @ state.params["core"].stacks["left"][0].weights
+        for state in (small, scaled)
+    ]
+    assert logits[0].std(axis=0).max() < 0.1
+    np.testing.assert_allclose(logits[1].std(axis=0), 1, rtol=1e-3)
+    with pytest.raises(ValueError, match="model.start must be small or scaled, got 'large'"):
+        dataclasses.replace(DEEP, start="large").validate()
+
+
+def test_upper_levels_see_draws_and_not_means():
+    """Coins have no structure, so nothing pulls at small weights; their means, all 1/2, would shrink them to 0."""
+    model = MDRNN({"left": "binary", "right": "binary"}, {"left": (8, 4), "right": (8, 4)}, num_hidden=4)
+    params = model.init(jax.random.key(0), {"left": 3, "right": 3}, std=0.0)
+    # biases that hold all units at 1/2, else they pull, too
+    weights = {m: 0.1 * jax.random.normal(jax.random.key(i), (8, 4)) for i, m in enumerate(model.modalities)}
+    stacks = {
+        m: (params.stacks[m][0], RBMParams(w, -w.sum(axis=1) / 2, -w.sum(axis=0) / 2)) for m, w in weights.items()
+    }
+    tops = {m: w[:4] for m, w in weights.items()}
+    joint = MRBMParams(tops, {m: -w.sum(axis=1) / 2 for m, w in tops.items()}, -sum(tops.values()).sum(axis=0) / 2)
+    params = params.replace(stacks=stacks, joint=joint)
+    inputs = {m: jnp.zeros((100_000, 3)) for m in stacks}
+    for level in (1, 2):
+        gradient = jax.grad(lambda p, level=level: model.layerwise_divergence(p, inputs, jax.random.key(3), level)[0])
+        grads = gradient(params)
+        for m in stacks:
+            w, g = (x.joint.weights[m] if level == 2 else x.stacks[m][1].weights for x in (params, grads))
+            pull = jnp.sum(w * g) / jnp.sum(w * w)  # of means: 1/16
+            assert abs(pull) < 0.03, (level, m)
 
 
 def test_each_level_is_trained_alone_and_then_all(splits):

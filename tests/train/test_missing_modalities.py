@@ -228,8 +228,8 @@ def test_bogc_compares_precisions_among_who_has_the_modality(splits):
 
 @pytest.mark.parametrize("norm", ["none", "group", "batch"])
 @pytest.mark.parametrize("fusion", [ConcatConfig(hidden=(4,), absent="token"), GatedConfig(width=4)])
-def test_with_everything_present_all_that_is_said_is_the_same_bit_for_bit(fusion, norm, splits):
-    """Losses, statistics and answers; the update sums gradients in another order (`active`), which is rounding."""
+def test_with_everything_present_all_that_is_said_is_the_same(fusion, norm, splits):
+    """Answers bit for bit; losses to an ulp or two, where a compiler fuses their sums otherwise; the update to rounding."""
     encoders = {m: MLPConfig(width=4, depth=1, norm=norm) for m in "abc"}
     experiment = build_classifier(config(model=ModelConfig(encoders=encoders, fusion=fusion)), splits)
     state = experiment.initial_state()
@@ -237,9 +237,12 @@ def test_with_everything_present_all_that_is_said_is_the_same_bit_for_bit(fusion
     plain, told = jax.jit(experiment.step)(state, without)
     masked, also = jax.jit(experiment.step)(state, everything)
     near = partial(jax.tree.map, lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6))
-    same = near if norm == "batch" else leaves_equal  # batch statistics are summed in another order
-    same(told, also)
-    same(masked.model_state, plain.model_state)
+    if norm == "batch":  # statistics are summed in another order
+        near(told, also)
+        near(masked.model_state, plain.model_state)
+    else:
+        jax.tree.map(lambda x, y: np.testing.assert_array_max_ulp(x, y, 2), told, also)
+        leaves_equal(masked.model_state, plain.model_state)
     near(masked.params, plain.params)
     answer = jax.jit(partial(forward, experiment.inference))
     variables = {"params": plain.params, **plain.model_state}
