@@ -2,8 +2,8 @@
 
 mmjax train configs/mnist_halves_hybrid.py --data.path FOLDER --workdir runs/mnist_halves_hybrid
 
-The published setting: 300 epochs of 50,000 digits, for an accelerator. The same at a size for two CPU cores, 200 hidden units
-and 20 epochs of 10,000 digits, about a minute; what it reaches stands in docs/generative.md:
+The published setting: 300 epochs of 50,000 digits, for an accelerator. The same at a size for two CPU cores, 200 hidden
+units and 20 epochs of 10,000 digits, about a minute; what it reaches stands in docs/generative.md:
 
 mmjax train configs/mnist_halves_hybrid.py:get_quick_config --data.path FOLDER --workdir runs/mnist_halves_hybrid
 """
