@@ -1,6 +1,6 @@
 """Intra, inter or both: three kinds of products of experts on data whose label needs the one, the other, or both.
 
-    python benchmarks/i2m2.py --out FOLDER [--config CONFIG] [--seeds 5] [--tuning-seeds 2] [--rates A B C]
+    python benchmarks/i2m2.py --out FOLDER [--config CONFIG] [--seeds 5] [--tuning-seeds 2] [--rates A B ...]
                               [--option VALUE ...]
 
 Without CONFIG: three planted worlds, in which the label depends on single modalities only, on their interaction only (an
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tuning-seeds", type=int, default=2, help="how many of the seeds choose the learning rate")
-    parser.add_argument("--rates", type=float, nargs=3, default=(1e-3, 3e-3, 1e-2), metavar="RATE")
+    parser.add_argument("--rates", type=float, nargs="+", default=(1e-3, 3e-3, 1e-2, 3e-2), metavar="RATE")
     options, rest = parser.parse_known_args()
     if options.config is None:
         configs = {world: override(planted(data), rest) for world, data in WORLDS.items()}
