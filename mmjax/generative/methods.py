@@ -5,6 +5,7 @@ Objectives: "fusion" is that of the joint; one by a modality's name is that of p
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -98,6 +99,9 @@ class GenerativeMethod(MethodConfig):
             raise ValueError(
                 f"method {self.name} trains an {self.trains.__name__}; the model is an {type(core).__name__}"
             )
+
+    def check_length(self, core: Any, total_steps: int) -> None:
+        """Warn of a run that is too short for what this method does in it."""
 
     def build(self, context: MethodContext) -> optax.GradientTransformationExtraArgs:
         """Raise ValueError: there is nothing to combine."""
@@ -346,6 +350,17 @@ class RecurrentConfig(GenerativeMethod):
         unknown = sorted(set(self.directions) - set(core.modalities))
         if unknown:
             raise ValueError(f"method.directions names {unknown[0]!r}; the modalities are {list(core.modalities)}")
+
+    def check_length(self, core: Any, total_steps: int) -> None:
+        """Warn (UserWarning) of a run that is over before fine-tuning begins."""
+        before = self.pretrain_steps * (core.depth + 1)
+        if before >= total_steps:
+            warnings.warn(
+                f"the run's {total_steps} steps end before fine-tuning begins: pretraining {core.depth + 1} levels takes "
+                f"{before} (method.pretrain_steps {self.pretrain_steps} a level)",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def names(self, modalities: tuple[str, ...]) -> tuple[str, ...]:
         """Return "fusion" (the joint units in pretraining) and the modalities."""

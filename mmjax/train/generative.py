@@ -163,7 +163,9 @@ def build_generative(inference: Inference, **common: Any) -> Generative:
     for option, default in (("label_smoothing", 0.0), ("class_weights", "none"), ("parallel", "jit")):
         if getattr(train, option) != default:
             raise ValueError(f"train.{option} is not for generative models: leave it at {default!r}")
-    method.check(cast(Reader, inference.model).core)
+    core = cast(Reader, inference.model).core
+    method.check(core)
+    method.check_length(core, common["total_steps"])
     if train.modality_dropout:
         raise ValueError("train.modality_dropout is not for generative models: leave it at 0.0")
     require_complete(splits, "a generative model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from mmjax.evaluation.metrics import probabilities
 from mmjax.generative.reader import Reader
 from mmjax.train import journal
 from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.generative import check_data
 from mmjax.train.inference import build_inference
 from mmjax.train.parallel import Route, make_route
 from mmjax.train.predictor import Predictor
@@ -68,8 +70,9 @@ class Run:
         all. What is absent is not looked at, and its own expert answers NaN.
 
         Raises:
-          ValueError: a modality is missing or unknown, a shape or length differs, a value is not finite; `present` of
-            another form, with a row of nothing, or for a model that takes complete examples only.
+          ValueError: a modality is missing or unknown, a shape or length differs, a value is not finite or, for binary
+            units of a generative model, outside [0, 1]; `present` of another form, with a row of nothing, or for a model
+            that takes complete examples only.
         """
         dataset = self._dataset(inputs, present)
         _check_presence(self.inference, dataset)
@@ -106,6 +109,12 @@ class Run:
         label = np.zeros(n, np.int32) if task.kind == "classification" else np.zeros((n, task.num_outputs), np.float32)
         dataset = Dataset(arrays, label, task, self.inference.preprocess, present)
         check_token_range(self.config.model, dataset, "inputs")
+        if isinstance(self.inference.model, Reader):
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore", UserWarning
+                )  # a handful of examples need not be standardised themselves
+                check_data(self.inference, dataset)
         return dataset
 
 

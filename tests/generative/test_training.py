@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from mmjax.config import Config, ModelConfig, TrainConfig
+from mmjax.config_file import load_config
 from mmjax.data import ImageTags, MnistHalves, Planted, Splits, Task, from_arrays
 from mmjax.evaluation.linear import fit_linear
 from mmjax.generative import (
@@ -32,6 +34,7 @@ from mmjax.optim import UniformConfig
 from mmjax.train.experiment import build_experiment
 from mmjax.train.journal import read_rows
 from mmjax.train.loop import fit
+from mmjax.train.missing import scores_by_rounds
 from mmjax.train.observer import Observer
 from mmjax.train.optimizer import InverseConfig, SGDConfig
 from mmjax.train.run import load
@@ -105,6 +108,8 @@ def test_every_method_trains_and_loads_and_resumes_bit_for_bit(name, splits, tmp
     assert {"fusion/accuracy", "left/accuracy", "right/nll"} <= set(rows[-1])
     assert ("cosine/left/right" in {k for row in rows for k in row}) == (name == "hybrid")
     inputs, _ = digits(5, seed=3)
+    with pytest.raises(ValueError, match=r"left has binary visible units, which stand for values in \[0, 1\]"):
+        straight.predict({m: 255 * x for m, x in inputs.items()})
     loaded = load(tmp_path / "straight").predict(inputs)
     for expert, values in straight.predict(inputs).items():
         np.testing.assert_allclose(loaded[expert], values, rtol=1e-5)
@@ -240,7 +245,9 @@ def test_a_start_scaled_to_inputs(deep):
 
 def test_a_run_starts_where_its_configuration_says(splits):
     small, scaled = (
-        build_experiment(config(RecurrentConfig(), dataclasses.replace(DEEP, start=start)), splits).initial_state()
+        build_experiment(
+            config(RecurrentConfig(pretrain_steps=1), dataclasses.replace(DEEP, start=start)), splits
+        ).initial_state()
         for start in ("small", "scaled")
     )
     train = splits.train
@@ -293,6 +300,35 @@ def test_each_level_is_trained_alone_and_then_all(splits):
         assert jax.tree.all(jax.tree.map(lambda m, e: m == e, moved, expected))
         active = {0: ("left", "right"), 1: ("left",), 2: ("fusion",), 3: ("left", "right")}[t // 2]
         assert told.weights.tolist() == [float(n in active) for n in experiment.names]
+
+
+def test_a_run_that_ends_before_fine_tuning_is_warned_of(splits):
+    short = config(RecurrentConfig(pretrain_steps=100), DEEP)
+    with pytest.warns(UserWarning, match=r"end before fine-tuning begins: pretraining 3 levels takes 300"):
+        build_experiment(short, splits)
+
+
+@pytest.mark.soak
+def test_a_deep_network_learns_and_rounds_help():
+    """The quick experiment of configs/image_tags_mdrnn.py: fine-tuning lifts what pretraining left; rounds help."""
+    path = Path(__file__).resolve().parents[2] / "configs" / "image_tags_mdrnn.py"
+    experiment = load_config(f"{path}:get_quick_config")
+    experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, devices=1))
+    splits, rows = experiment.data.load(), []
+
+    class Keep(Observer):
+        def row(self, row):
+            if row["kind"] == "validation":
+                rows.append(row)
+
+    run = fit(experiment, splits=splits, observer=Keep())
+    assert [row["step"] for row in rows] == [1500, 3000, 4000]
+    for m, lift in (("fusion", 0.1), ("image", 0.08), ("tags", 0.08)):
+        assert rows[-1][f"{m}/map"] > rows[0][f"{m}/map"] + lift
+    assert run.metrics["fusion/map"] > 0.75 > 8 * splits.test.label.mean()  # far from what the labels' frequencies give
+    by_rounds = scores_by_rounds(run, splits.test)
+    assert by_rounds[2]["tags/map"] > by_rounds[0]["tags/map"] + 0.03
+    assert by_rounds[2]["image/map"] > by_rounds[0]["image/map"]
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
