@@ -165,6 +165,47 @@ def test_samples_are_pulled_back_and_then_their_moments_taken(problem):
     np.testing.assert_allclose(trace[0], spread, rtol=0.1)
 
 
+def test_update_by_hand_at_the_features(problem):
+    """Unequal evidence, example by example, with a unit on which one objective is dead; the encoders get its pull-back."""
+    params, batch = problem
+    head = params["head"]["audio"]
+    blind = {**head, "kernel": head["kernel"].at[1].set(0.0)}  # its own head does not look at unit 1
+    params = {**params, "head": {**params["head"], "audio": blind}}
+    seen = {}
+    estimator = laplace(prior_precision=5.0, refresh_every=1)
+
+    def spying(*arguments):
+        seen["moments"], state = estimator.estimate(*arguments)
+        return seen["moments"], state
+
+    tx = bogc(estimator._replace(estimate=spying), **SETTING)
+
+    @jax.jit
+    def step(params):
+        update, state = stepper(tx)(params, tx.init(params), batch)
+        return update, state, seen["moments"]
+
+    update, state, moments = step(params)
+    combined = {}
+    for m, (mean, variance) in zip(("audio", "image"), moments, strict=True):
+        g, v = np.asarray(mean, np.float64), np.asarray(variance, np.float64)  # [fusion and m, B, D]
+        live = np.broadcast_to((g**2).sum(1, keepdims=True) > 0, g.shape)
+        typical = v[live].mean()  # over objectives, examples and dimensions
+        e = np.where(live, typical / (v + 1e-3 * typical), 0)
+        b = e / (e + 1)
+        w = b / b.sum(0)
+        fused = 1 - np.prod(1 / (e + 1), axis=0)
+        combined[m] = jnp.asarray(2 * (w * g).sum(0) * fused / fused.mean(), jnp.float32)
+        np.testing.assert_allclose(state.diagnostics[f"bogc/evidence/{m}/{m}"], e[1][live[1]].mean(), rtol=1e-4)
+        assert (~live[1]).any() == (m == "audio") and np.ptp(w) > 0.1  # else this shows little
+        if m == "audio":
+            np.testing.assert_array_equal(w[0, :, 1], 1)  # the fusion alone has an opinion there
+    pulled = jax.vjp(lambda p: encode(p, batch), params)[1](combined)[0]
+    direct, _ = jax.jit(stepper(uniform()))(params, uniform().init(params), batch)
+    close(update["encoder"], pulled["encoder"], rtol=1e-4, atol=1e-6)
+    close({k: x for k, x in update.items() if k != "encoder"}, {k: x for k, x in direct.items() if k != "encoder"})
+
+
 def test_a_certain_posterior_has_no_variance_and_the_gradients_own_scale(problem, plain):
     """τ → ∞; evidence is free of scale, so only the posterior's mean shows a wrong one."""
     params, batch = problem
