@@ -96,10 +96,14 @@ def precision(
     inputs: [N, D], what the last layer is applied to; kernel: [D, C]; bias: [C]; weight: [N], 0 for padding (None: 1).
     Sums of several batches add up.
 
+    Raises:
+      ValueError: an unknown likelihood.
+
     >>> x, w, b = jnp.array([[2.0]]), jnp.zeros((1, 2)), jnp.zeros(2)
     >>> precision(x, w, b)[:2].tolist()  # p = ½: ¼ aaᵀ on the diagonal, −¼ aaᵀ beside it, a = (2, 1)
     [[1.0, 0.5, -1.0, -0.5], [0.5, 0.25, -0.5, -0.25]]
     """
+    check_likelihood(likelihood)
     a, logits = extended(inputs), _logits(inputs, kernel, bias)
     (n, d), c = a.shape, logits.shape[1]
     log_p = jax.nn.log_softmax(logits) if likelihood == "softmax" else jax.nn.log_sigmoid(logits)
@@ -178,7 +182,8 @@ def posteriors(precision_sums: Mapping[str, Array], prior_precision: float | Arr
     for name, total in precision_sums.items():
         found[name] = posterior(total, prior_precision + after)
         after = zero_after(found[name].factor)
-    return found
+    # and draws of the first wait for the last decomposition
+    return {name: made._replace(factor=made.factor + after) for name, made in found.items()}
 
 
 def prior_posterior(inputs: int, outputs: int, prior_precision: float | Array, likelihood: Likelihood) -> Posterior:
@@ -256,12 +261,18 @@ def predictive(
     inputs: [N, D], at the last layer; kernel: [D, C]; bias: [C]. With a wide posterior they are less certain than the
     probabilities at its centre. after: see `deviations`.
 
+    Raises:
+      ValueError: an unknown likelihood, samples < 1.
+
     >>> x, kernel, bias = jnp.ones((1, 1)), jnp.array([[2.0, -2.0]]), jnp.zeros(2)
     >>> sure, unsure = (posterior(precision(x, kernel, bias), prior_precision=p) for p in (1e6, 0.1))
     >>> p, q = (predictive(found, x, kernel, bias, jax.random.key(0)) for found in (sure, unsure))
     >>> round(float(p[0, 0]), 2), bool(q[0, 0] < p[0, 0])
     (0.98, True)
     """
+    check_likelihood(likelihood)
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
     logits = sampled_logits(inputs, sample_weights(posterior, kernel, bias, key, samples, after))
     return jnp.mean(jax.nn.softmax(logits) if likelihood == "softmax" else jax.nn.sigmoid(logits), axis=0)
 
