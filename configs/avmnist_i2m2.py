@@ -6,6 +6,7 @@ mmjax train configs/avmnist_i2m2.py --data.path data/avmnist --model.experts int
 
 Sizes, optimizer, batch, epochs and clipping are the published ones; training is from scratch, with one learning rate. Weight
 decay is on kernels alone, as everywhere here; the published code's is on every parameter.
+For an accelerator; what it reaches was not measured.
 """
 
 from mmjax import Config, TrainConfig

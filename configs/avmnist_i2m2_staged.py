@@ -5,6 +5,7 @@ mmjax train configs/avmnist_i2m2_staged.py --data.path data/avmnist --workdir ru
 
 Sizes, optimizer, batch, epochs of a stage and clipping are those of avmnist_i2m2.py, which trains from scratch. For
 `--model.experts i2m2` only: the other kinds lack some of the experts that the stages name.
+For an accelerator; what it reaches was not measured.
 """
 
 import dataclasses

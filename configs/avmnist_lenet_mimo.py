@@ -2,6 +2,8 @@
 
 mmjax data prepare avmnist --mnist DIR --speech DIR --noise DIR --out data/avmnist
 mmjax train configs/avmnist_lenet_mimo.py --data.path data/avmnist --workdir runs/avmnist_lenet_mimo
+
+For an accelerator: about 0.25 s a step on two CPU cores. What it reaches was not measured.
 """
 
 from mmjax import Config, ModelConfig, TrainConfig

@@ -7,6 +7,8 @@ An npz file of your own has `image` [N, H, W, C], `question` int [N, T] (0 is pa
 
     mmjax train configs/questions_i2m2.py --data.path FILE.npz --model.encoders.question.vocabulary 30000 \
         --model.inter_encoders.question.vocabulary 30000
+
+A minute and a half on one CPU core; test accuracy of the product on the made-up questions with seed 0: 71.4 %.
 """
 
 from mmjax import Config, TrainConfig
