@@ -3,7 +3,7 @@
 mmjax train configs/mfeat_two_views_mp.py --data.path FOLDER --workdir runs/mfeat_two_views_mp
 mmjax evaluate runs/mfeat_two_views_mp
 
-Gaussian visible units; 1,200 training digits. A quarter of a minute on one CPU core; test accuracy with both views and seed 0:
+Gaussian visible units; 1,200 training digits. A quarter of a minute on one CPU core; test accuracy with both views, seed 0:
 97.5 %.
 """
 
