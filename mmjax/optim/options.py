@@ -7,6 +7,7 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -14,6 +15,13 @@ from jax import Array
 
 Scale = Literal["mean", "sum"]
 SCALES = ("mean", "sum")
+
+
+def _known(value: Any) -> np.ndarray | None:
+    """Return a number or array as float64, JAX's among them; None for what is traced, a schedule or no number."""
+    if isinstance(value, jax.core.Tracer) or not isinstance(value, numbers.Real | np.ndarray | Array):
+        return None
+    return np.asarray(value, float)
 
 
 def check_positive(name: str, value: Any) -> None:
@@ -24,9 +32,8 @@ def check_positive(name: str, value: Any) -> None:
     ...
     ValueError: penalty must be a finite number > 0, got -1.0
     """
-    if isinstance(value, numbers.Real | np.ndarray) and not np.all(
-        np.isfinite(np.asarray(value, float)) & (np.asarray(value, float) > 0)
-    ):
+    known = _known(value)
+    if known is not None and not np.all(np.isfinite(known) & (known > 0)):
         raise ValueError(f"{name} must be a finite number > 0, got {value}")
 
 
@@ -38,9 +45,8 @@ def check_at_least(name: str, value: Any, least: float) -> None:
     ...
     ValueError: window must be a finite number >= 1, got 0
     """
-    if isinstance(value, numbers.Real | np.ndarray) and not np.all(
-        np.isfinite(np.asarray(value, float)) & (np.asarray(value, float) >= least)
-    ):
+    known = _known(value)
+    if known is not None and not np.all(np.isfinite(known) & (known >= least)):
         raise ValueError(f"{name} must be a finite number >= {least}, got {value}")
 
 
@@ -52,9 +58,8 @@ def check_fraction(name: str, value: Any) -> None:
     ...
     ValueError: c must be a number in [0, 1), got 1.0
     """
-    if isinstance(value, numbers.Real | np.ndarray) and not np.all(
-        (np.asarray(value, float) >= 0) & (np.asarray(value, float) < 1)
-    ):
+    known = _known(value)
+    if known is not None and not np.all((known >= 0) & (known < 1)):
         raise ValueError(f"{name} must be a number in [0, 1), got {value}")
 
 

@@ -306,6 +306,21 @@ def test_one_step_costs_one_backward_pass():
 # ---- errors ------------------------------------------------------------------------------------------------------
 
 
+def test_numbers_of_jax_are_checked_like_others_and_traced_ones_pass():
+    for known in (jnp.float32(-1.0), np.float32(-1.0), jnp.array([1.0, jnp.nan])):
+        with pytest.raises(ValueError, match="smoothing must be a finite number > 0"):
+            mmjax.optim.mimo(smoothing=known)
+        with pytest.raises(ValueError, match="penalty must be a finite number > 0"):
+            mmjax.optim.mimo(penalty=known)
+
+    @jax.jit
+    def weight(smoothing):
+        tx, params = mmjax.optim.mimo(smoothing=smoothing), {"w": jnp.zeros(1)}
+        return tx.update({"w": jnp.ones((2, 1))}, tx.init(params), params, values=jnp.ones(2))[1].weights[0]
+
+    assert weight(jnp.float32(0.1)) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
