@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mmjax.data import Dataset
+from mmjax.data.tokens import TokenNumbers
 from mmjax.evaluation.metrics import score_name
 from mmjax.evaluation.robustness import robustness_curves
 from mmjax.objectives import FUSION
@@ -40,6 +41,25 @@ def scores_by_noise(run: Run, dataset: Dataset, levels: Sequence[float], seed: i
     def scored(inputs: Mapping[str, np.ndarray]) -> float:
         return predictor.metrics(run.variables, dataclasses.replace(dataset, inputs=inputs))[f"{FUSION}/{score}"]
 
+    return robustness_curves(scored, as_meant(dataset), levels, seed=seed, present=dataset.present)
+
+
+def as_meant(dataset: Dataset) -> dict[str, np.ndarray]:
+    """Return the inputs {modality: [N, ...]}, token numbers as integers and everything that is measured in float32.
+
+    Arrays may be stored otherwise: token numbers in float32, pixels in bytes. What tells them apart is the preprocessing;
+    integers without any are token numbers.
+
+    >>> from mmjax.data import from_arrays
+    >>> arrays = {"words": np.ones((20, 3), int), "image": np.ones((20, 2), np.uint8)}
+    >>> train = from_arrays(arrays, np.arange(20) % 2, tokens=("words",)).train
+    >>> train.inputs["words"].dtype.name, {m: x.dtype.name for m, x in as_meant(train).items()}
+    ('float32', {'image': 'float32', 'words': 'int32'})
+    """
     everybody = np.arange(len(dataset))  # an input may be computed when it is asked for
-    inputs = {m: np.asarray(dataset.inputs[m][everybody]) for m in dataset.modalities}
-    return robustness_curves(scored, inputs, levels, seed=seed, present=dataset.present)
+    found = {}
+    for m in dataset.modalities:
+        array, preprocess = np.asarray(dataset.inputs[m][everybody]), dataset.preprocess.get(m)
+        whole = isinstance(preprocess, TokenNumbers) or (preprocess is None and array.dtype.kind in "iu")
+        found[m] = array.astype(np.int32 if whole else np.float32)
+    return found
