@@ -248,7 +248,7 @@ def test_devices_and_pmap_agree(splits):
             "stage 's' trains nothing: audio reach only encoders_audio, heads",
         ),
         (StageConfig(title="s", objectives=("audio",)), "stage 's' trains nothing.*method 'joint'"),
-        (StageConfig(title="s", epochs=0), "epochs of stage 's' must be above 0, or None; got 0"),
+        (StageConfig(title="s", epochs=0), "epochs of stage 's' must be finite and above 0, or None; got 0"),
         (StageConfig(title="s", optimizer=SGDConfig(learning_rate=-1.0)), "optimizer.learning_rate must be finite and"),
     ],
 )
