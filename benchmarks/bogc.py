@@ -3,11 +3,12 @@
     python benchmarks/bogc.py CONFIG --out FOLDER [--seeds 5] [--tuning-seeds 2] [--samples 16] [--only ROW ...]
                               [--optimizers sgd adam] [--sequential] [--report] [--option VALUE ...]
 
-Every row has the same budget for each optimizer: nine settings, three learning rates times three values of its own knob
-(τ for laplace, β for ema, parts for microbatch; for joint and uniform, which have none, nine learning rates over the same
-range). The setting with the best mean validation accuracy of the fusion over the tuning seeds (the first of the seeds) is
-kept, and only its test figures are shown: the test accuracy at the epoch that was best on validation. Runs that are in
-FOLDER already are not taken again. --samples: draws a step of Laplace moments.
+Every row has the same budget for each optimizer: four learning rates (SGD) or five (Adam) times three values of its own
+knob (τ for laplace, β for ema, parts for microbatch); for joint and uniform, which have none, as many learning rates over
+the same range. The setting with the best mean validation accuracy of the fusion over the tuning seeds (the first of the
+seeds) is kept, and only its test figures are shown: the test accuracy at the epoch that was best on validation. A star marks
+a rate or a knob at the end of its grid. Runs that are in FOLDER already are not taken again. --samples: draws a step of
+Laplace moments; a number of draws needs its own FOLDER.
 
 The seeds and learning rates of one setting run as one program, one run after the other (batched, the Laplace factors of all
 runs would fall out of the cache), with the training set on the device. --sequential takes them one by one with `mmjax.fit`
@@ -47,12 +48,12 @@ from mmjax.train.step import prepare, train_step
 
 Record = dict[str, Any]
 
-OPTIMIZERS: dict[str, tuple[OptimizerConfig, tuple[float, float, float]]] = {
-    "sgd": (SGDConfig(learning_rate=1.0, momentum=0.9), (0.01, 0.03, 0.1)),
-    "adam": (AdamConfig(learning_rate=1.0), (3e-4, 1e-3, 3e-3)),
+OPTIMIZERS: dict[str, tuple[OptimizerConfig, tuple[float, ...]]] = {
+    "sgd": (SGDConfig(learning_rate=1.0, momentum=0.9), (0.01, 0.03, 0.1, 0.3)),
+    "adam": (AdamConfig(learning_rate=1.0), (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
 }
 KNOBS: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "laplace": ("prior_precision", (0.01, 0.1, 1.0)),  # times the number of training examples
+    "laplace": ("prior_precision", (0.001, 0.01, 0.1)),  # times the number of training examples
     "ema": ("decay", (0.5, 0.9, 0.99)),
     "microbatch": ("parts", (2, 4, 8)),
 }
@@ -91,13 +92,17 @@ class Setting(NamedTuple):
     rates: tuple[float, ...]
 
 
+def finer(optimizer: str) -> tuple[float, ...]:
+    """Return three times as many learning rates, for the rows without a knob."""
+    return tuple(rate * 3 ** (i / 3) for rate in OPTIMIZERS[optimizer][1] for i in (-1, 0, 1))
+
+
 def settings(row: str, method: MethodConfig, optimizer: str, num_examples: int) -> Iterator[Setting]:
-    """Yield the programs of a row: nine settings in all."""
-    rates = OPTIMIZERS[optimizer][1]
+    """Yield the programs of a row, of the same number of settings in all."""
     if not isinstance(method, BogcConfig):
-        between = tuple(rate * 3 ** (i / 3) for rate in rates for i in (-1, 0, 1))
-        yield Setting(row, optimizer, 0.0, method, between)
+        yield Setting(row, optimizer, 0.0, method, finer(optimizer))
         return
+    rates = OPTIMIZERS[optimizer][1]
     name, values = KNOBS[method.moments]
     for value in values:
         set_to = value * num_examples if name == "prior_precision" else value
@@ -267,6 +272,19 @@ class Results:
         return made
 
 
+def chosen_text(row: str, optimizer: str, rate: float, knob: float) -> tuple[str, str]:
+    """Return rate and knob as text, with a star at the end of a grid."""
+    method = rows(16)[row]
+
+    def starred(value: float, grid: tuple[float, ...]) -> str:
+        at_end = math.isclose(value, min(grid)) or math.isclose(value, max(grid))
+        return f"{value:.3g}{'*' if at_end else ''}"
+
+    if not isinstance(method, BogcConfig):
+        return starred(rate, finer(optimizer)), ""
+    return starred(rate, OPTIMIZERS[optimizer][1]), starred(knob, KNOBS[method.moments][1])
+
+
 def report(
     results: Results, names: list[str], optimizers: list[str], modalities: tuple[str, ...], tuning: int, seeds: int
 ) -> None:
@@ -305,7 +323,7 @@ def report(
                     "" if same or other is None else text(accuracy - column(other, "fusion/accuracy"), digits=2)
                 )
             table.add_row(
-                name, f"{records[0]['rate']:.3g}", f"{records[0]['knob']:g}" if records[0]["knob"] else "",
+                name, *chosen_text(name, optimizer, records[0]["rate"], records[0]["knob"]),
                 text(accuracy, digits=2), text(column(records, "fusion/nll"), 1, 3),
                 *(text(column(records, f"{m}/accuracy"), digits=1) for m in modalities), *differences,
             )  # fmt: skip
@@ -333,6 +351,7 @@ def main() -> None:
 
     def ensure(setting: Setting, rates: tuple[float, ...], seeds: range) -> None:
         missing = [(rate, s) for rate in rates for s in seeds if not results.has(setting, rate, s)]
+        rates = tuple(rate for rate in rates if any(rate == lacking for lacking, _ in missing))
         if not missing:
             return
         inner = dataclasses.replace(OPTIMIZERS[setting.optimizer][0], schedule=config.optimizer.schedule)

@@ -62,7 +62,7 @@ class BogcState(NamedTuple):
 
     @property
     def weights(self) -> Array:
-        """The last weights, [K]: the mean over entries of what an objective's gradient was multiplied by, n_d w_kd."""
+        """The last weights n_d w_kd, [K]: the mean over entries, of the leaves where the objective has an opinion."""
         return self.record.weights
 
 
@@ -207,6 +207,7 @@ def bogc(
             s = jnp.where(as_rows(held, s), s + as_rows(take_rows(rate, ids), s) * (square - s), s)
             squares.append(put_rows(before, ids, s))
             live = (s > 0) & as_rows(held, s)
+            has_opinion = jnp.any(live.reshape(len(ids), -1), axis=1)
             variance = estimate.variance / _mean_squares(s, live, estimate.variance) if relative else estimate.variance
             if gradients.examples:
                 live = live[:, None]
@@ -220,7 +221,7 @@ def bogc(
             weights, boldness = calibrate(evidence, live, held, conservatism=conservatism, axis_name=axis)
             weights = weights * jnp.sum(held)
             combined.append(jnp.sum(weights * mean, axis=0) * boldness)
-            accounts.append(_account(ids, evidence, live, weights, boldness, s.size // len(ids), axis))
+            accounts.append(_account(ids, evidence, live, weights, boldness, s.size // len(ids), has_opinion, axis))
         told = _told(state.squares, names, estimator.diagnostics(own), accounts)
         new_state = BogcState(
             optax.safe_increment(state.count),
@@ -372,17 +373,28 @@ def _mean_squares(squares: Array, live: Array, like: Array) -> Array:
 
 
 class _Account(NamedTuple):
-    """Of one leaf: its objectives, their mean evidence and weight [T], the share held back, the number of entries."""
+    """Of one leaf: its objectives, their mean evidence and weight [T], the share held back, the number of entries.
+
+    has_opinion: bool [T], of whom any entry is live.
+    """
 
     objectives: tuple[int, ...]
     evidence: Array
     weights: Array
     held_back: Array
     size: int
+    has_opinion: Array
 
 
 def _account(
-    ids: tuple[int, ...], evidence: Array, live: Array, weights: Array, boldness: Array, size: int, axis: str | None
+    ids: tuple[int, ...],
+    evidence: Array,
+    live: Array,
+    weights: Array,
+    boldness: Array,
+    size: int,
+    has_opinion: Array,
+    axis: str | None,
 ) -> _Account:
     evidence, live = jnp.broadcast_arrays(evidence, live)
     inner = tuple(range(1, evidence.ndim))
@@ -393,17 +405,20 @@ def _account(
         mean_where(weights, everything, axis=tuple(range(1, weights.ndim)), axis_name=axis),
         mean_where((boldness < HELD_BACK).astype(jnp.float32), jnp.any(live, axis=0), axis_name=axis),
         size,
+        has_opinion,
     )
 
 
 def _overall(accounts: Sequence[_Account], num_objectives: int) -> Array:
-    """Return each objective's mean weight over all entries that it reaches, [K]; 1 if it reaches none here."""
-    total, size = [jnp.zeros(())] * num_objectives, [0] * num_objectives
+    """Return each objective's mean weight over the leaves on which it has an opinion, [K]; 1 if it has none."""
+    total, size = [jnp.zeros(())] * num_objectives, [jnp.zeros(())] * num_objectives
     for account in accounts:
         for row, k in enumerate(account.objectives):
-            total[k] = total[k] + account.size * account.weights[row]
-            size[k] += account.size
-    return jnp.stack([t / n if n else jnp.ones(()) for t, n in zip(total, size, strict=True)]).astype(jnp.float32)
+            entries = account.size * account.has_opinion[row]
+            total[k] = total[k] + entries * account.weights[row]
+            size[k] = size[k] + entries
+    means = [jnp.where(n > 0, t / jnp.maximum(n, 1), 1) for t, n in zip(total, size, strict=True)]
+    return jnp.stack(means).astype(jnp.float32)
 
 
 def _told(

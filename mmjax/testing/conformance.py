@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -54,12 +55,14 @@ def check_combiner(
     extra: Extra | None = None,
     only: Collection[str] | None = None,
     rtol: float = 1e-4,
+    steps: int = 4,
 ) -> Report:
     """Check that a combiner has the properties that every combiner owes, and those in `promises`.
 
     The combiner is run, compiled, on small generated problems whose gradients are known: independent, conflicting, of very
     unequal length, orthogonal and of one length, Pareto-stationary, zero, equal, opposite, collinear; all objectives on all
-    parameters, and encoders with heads; at common scales from 1e-8 to 1e8. Always checked:
+    parameters, and encoders with heads; at common scales from 1e-8 to 1e8. Promises are checked over runs of several steps,
+    each with gradients and losses of its own, the state carried from one to the next. Always checked:
 
     - `finite`: the update is finite and like the parameters, the state finite, over several steps at every scale;
       `.weights`, if the state has them, are [K]. (A state needs none.)
@@ -70,7 +73,7 @@ def check_combiner(
     - `absent_objectives`: with `active` False an objective may hold NaN, and the rest goes on as if it did not exist.
     - `bfloat16`: such gradients come back in their type, but are computed with in float32.
     - `randomness`: the update depends on `key` exactly where `random` says so.
-    - `devices`: examples spread over two devices give the same update (where there are two).
+    - `devices`: examples spread over two devices give the same updates, for the same keys (where there are two).
 
     make: K -> transformation, with the same options for every K; or a transformation that takes any K of
       `num_objectives`. One without extra arguments is taken as `optax.chain` takes it.
@@ -82,10 +85,12 @@ def check_combiner(
       touching, groups, labels, unimodal_logits, last_layer, key.
     only: names of the properties to check; None: all.
     rtol: relative error allowed in comparisons, of the longest gradient; an iterative solver may need more.
+    steps: length of a run, >= 1: as many as a method's memory takes to make a difference (random methods: 1 in the mean).
 
     Raises:
       BrokenPropertiesError: (an AssertionError) with every broken property, how, and the smallest problem that shows it.
-      ValueError: an unknown promise, property or form, a promise in `only` that is not made, or no number of objectives.
+      ValueError: an unknown promise, property or form, a promise in `only` that is not made, no number of objectives, no
+        steps.
 
     >>> import jax, jax.numpy as jnp
     >>> def halve_the_fusion():  # a combiner of one's own: ½ g_0 + Σ_m g_m on stacked gradients
@@ -124,7 +129,11 @@ def check_combiner(
             f"check_combiner needs numbers of objectives >= 1 and at least one form; got num_objectives={num_objectives!r}, "
             f"forms={forms!r}"
         )
-    subject = Subject(make, num_objectives=num_objectives, forms=forms, random=random, extra=extra, rtol=rtol)
+    if not isinstance(steps, numbers.Integral) or steps < 1:
+        raise ValueError(f"steps must be an integer >= 1, got {steps!r}")
+    subject = Subject(
+        make, num_objectives=num_objectives, forms=forms, random=random, extra=extra, rtol=rtol, steps=int(steps)
+    )
     held, skipped, violations = [], {}, []
     for name, check in properties.items():
         try:

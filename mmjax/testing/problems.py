@@ -356,6 +356,11 @@ def degenerate(num_objectives: int, structure: Structure = "dense") -> tuple[Pro
     return tuple(found)
 
 
+def at_step(problem: Problem, step: int) -> Problem:
+    """Say that a problem comes at this step of a run, counted from 0; other kinds of problems build on it."""
+    return problem if step == 0 else dataclasses.replace(problem, kind=f"{problem.kind}, at step {step + 1} of a run")
+
+
 def scaled(problem: Problem, factor: float) -> Problem:
     """One factor on all losses: on their values and their gradients."""
     if factor == 1.0:

@@ -60,14 +60,20 @@ def _structures(num_objectives: int) -> tuple[Structure, ...]:
     return ("dense",) if num_objectives == 1 else ("dense", "encoders")
 
 
-def _in(subject: Subject, *kinds: Callable[..., Problem], at_least: int = 1) -> Iterator[Problem]:
+def _runs(subject: Subject, *kinds: Callable[..., Problem], at_least: int = 1) -> Iterator[list[Problem]]:
+    """Yield runs, the problems of step after step: what a combiner remembers must not cost it a property."""
     if max(subject.num_objectives) < at_least:
         raise Skip(f"shows only with {at_least} objectives or more")
     for k in subject.num_objectives:
         if k >= at_least:
             for structure in _structures(k):
                 for kind in kinds:
-                    yield kind(k, structure)
+                    yield _run(subject, kind, k, structure)
+
+
+def _run(subject: Subject, kind: Callable[..., Problem], num_objectives: int, structure: Structure) -> list[Problem]:
+    """Return one problem of this kind a step, each with gradients and losses of its own."""
+    return [problems.at_step(kind(num_objectives, structure, seed=step), step) for step in range(subject.steps)]
 
 
 def _largest(problem: Problem, *updates: np.ndarray) -> float:
@@ -218,27 +224,15 @@ def lazy_as_stacked(subject: Subject) -> Failure:
 
 
 def absent_objectives(subject: Subject) -> Failure:
-    """An inactive objective may hold anything, NaN included: the rest goes on as if it did not exist."""
+    """An inactive objective may hold anything, NaN included: the rest goes on as if it did not exist, for a whole run."""
     if not subject.several:
         raise Skip("there is one objective")
     for k in subject.several:
         for structure in _structures(k):
-            for whole in (problems.random(k, structure), problems.conflicting(k, structure)):
+            for kind in (problems.random, problems.conflicting):
                 for objective in (k - 1, 1, 0):
-                    problem = problems.absent(whole, objective)
-                    got = subject.update(problem)
-                    if broken := _sound(problem, got, problem.arrays()["params"], subject.initial(problem)):
-                        return problem, broken
-                    other = subject.update(problems.absent(whole, objective, 3.0))
-                    if broken := _differs(got.flat, other.flat, _largest(whole, got.flat), LAZY_RTOL):
-                        return problem, f"what an absent objective holds matters, NaN or 3: {broken}"
-                    if got.weights is not None and got.weights[objective] != 0:
-                        return problem, f"an absent objective has the weight {got.weights[objective]}"
-                    removable = objective > 0 and subject.can_make(k - 1)
-                    if subject.random and (objective != k - 1 or whole.kind != "random"):
-                        removable = False  # thousands of draws: once is enough
-                    if removable and (broken := _as_without(subject, whole, objective, got)):
-                        return problem, f"not as if it did not exist: {broken}"
+                    if failure := _is_absent(subject, _run(subject, kind, k, structure), objective):
+                        return failure
     if len(set(subject.forms)) == 2:
         k = subject.several[-1] if len(subject.several) == 1 else subject.several[1]
         for objective in (k - 1, 0):
@@ -249,14 +243,38 @@ def absent_objectives(subject: Subject) -> Failure:
     return None
 
 
-def _as_without(subject: Subject, whole: Problem, objective: int, got: Outcome) -> str | None:
-    rest = problems.without(whole, objective)
-    if subject.random:
-        ours = subject.over_keys(problems.absent(whole, objective), DRAWS)[0]
-        return _means_differ(ours, subject.over_keys(rest, DRAWS)[0])
-    weights = None if got.weights is None else np.delete(got.weights, objective)
-    wanted = subject.update(rest)
-    return _unlike(dataclasses.replace(got, weights=weights), wanted, _largest(rest, wanted.flat), subject.rtol)
+def _is_absent(subject: Subject, run: list[Problem], objective: int) -> Failure:
+    k = run[0].num_objectives
+    state = other_state = rest_state = subject.initial(run[0])
+    removable = objective > 0 and subject.can_make(k - 1) and not subject.random
+    if removable:
+        rest_state = subject.initial(problems.without(run[0], objective))
+    for whole in run:
+        problem = problems.absent(whole, objective)
+        got = subject.update(problem, state=state)
+        if broken := _sound(problem, got, problem.arrays()["params"], state):
+            return problem, broken
+        other = subject.update(problems.absent(whole, objective, 3.0), state=other_state)
+        if broken := _differs(got.flat, other.flat, _largest(whole, got.flat), LAZY_RTOL):
+            return problem, f"what an absent objective holds matters, NaN or 3: {broken}"
+        if got.weights is not None and got.weights[objective] != 0:
+            return problem, f"an absent objective has the weight {got.weights[objective]}"
+        if removable:
+            rest = problems.without(whole, objective)
+            wanted = subject.update(rest, state=rest_state)
+            weights = None if got.weights is None else np.delete(got.weights, objective)
+            here = dataclasses.replace(got, weights=weights)
+            if broken := _unlike(here, wanted, _largest(rest, wanted.flat), subject.rtol):
+                return problem, f"not as if it did not exist: {broken}"
+            rest_state = wanted.state
+        state, other_state = got.state, other.state
+    # thousands of draws: once is enough
+    if subject.random and subject.can_make(k - 1) and objective == k - 1 > 0 and run[0].kind == "random":
+        ours = subject.over_keys(problems.absent(run[0], objective), DRAWS)[0]
+        theirs = subject.over_keys(problems.without(run[0], objective), DRAWS)[0]
+        if broken := _means_differ(ours, theirs):
+            return problems.absent(run[0], objective), f"not as if it did not exist: {broken}"
+    return None
 
 
 def bfloat16(subject: Subject) -> Failure:
@@ -295,18 +313,19 @@ def randomness(subject: Subject) -> Failure:
 
 
 def devices(subject: Subject) -> Failure:
-    """Examples spread over two devices give the update of one: gradients are reduced before they are combined."""
+    """Examples spread over two devices give the updates of one, drawn alike: gradients are reduced, then combined."""
     if "lazy" not in subject.forms:
         raise Skip("only stacked gradients are taken")
     if jax.device_count() < 2:
         raise Skip("there is one device")
-    if subject.random:
-        raise Skip("a random method may draw otherwise on each device")
     k = subject.several[0] if subject.several else 1
-    problem = problems.conflicting(k, _structures(k)[-1])
-    got, wanted = subject.update_on_devices(problem, 2), subject.update(problem, "lazy")
-    if broken := _differs(got.flat, wanted.flat, _largest(problem, wanted.flat), subject.rtol):
-        return problem, f"on two devices: {broken}"
+    there: PyTree = None
+    here: PyTree = None
+    for problem in _run(subject, problems.conflicting, k, _structures(k)[-1]):
+        got, wanted = subject.update_on_devices(problem, 2, there), subject.update(problem, "lazy", state=here)
+        if broken := _differs(got.flat, wanted.flat, _largest(problem, wanted.flat), subject.rtol):
+            return problem, f"on two devices: {broken}"
+        there, here = got.state, wanted.state
     return None
 
 
@@ -315,21 +334,18 @@ def devices(subject: Subject) -> Failure:
 
 def identity_for_one(subject: Subject) -> Failure:
     """K = 1, or only the fusion active: A(g) = g."""
-    alone = [problems.random(1)] if 1 in subject.num_objectives else []
-    masked = []
-    for k in subject.several[:1]:
-        problem = problems.random(k, "dense")
-        for objective in range(1, k):
-            problem = problems.absent(problem, objective)
-        masked = [problem]
-    if not alone and not masked:
-        raise Skip("no number of objectives to try")
-    for problem in (*alone, *masked):
+    tried = [k for k in subject.num_objectives if k == 1] + list(subject.several[:1])
+    for k in tried:
         for scale in SCALES:
-            scaled = problems.scaled(problem, scale)
-            got = subject.update(scaled)
-            if broken := _differs(got.flat, scaled.matrix[0].astype(np.float64), _largest(scaled), LAZY_RTOL):
-                return scaled, broken
+            state: PyTree = None
+            for whole in _run(subject, problems.random, k, "dense"):
+                problem = problems.scaled(whole, scale)
+                for objective in range(1, k):
+                    problem = problems.absent(problem, objective)
+                got = subject.update(problem, state=state)
+                if broken := _differs(got.flat, problem.matrix[0].astype(np.float64), _largest(problem), LAZY_RTOL):
+                    return problem, broken
+                state = got.state
     return None
 
 
@@ -348,33 +364,44 @@ def _means_differ(one: np.ndarray, two: np.ndarray) -> str | None:
 
 def permutation_equivariant(subject: Subject) -> Failure:
     """Permuting the modalities leaves the update as it is and permutes the weights."""
-    for problem in _in(subject, problems.random, problems.conflicting, problems.unequal, at_least=3):
-        modal = problem.num_objectives - 1
+    for run in _runs(subject, problems.random, problems.conflicting, problems.unequal, at_least=3):
+        modal = run[0].num_objectives - 1
         for order in ([*range(1, modal), 0], [*range(modal)][::-1]):
-            moved = problems.permuted(problem, order)
-            objectives = [0, *(1 + i for i in order)]
-            if subject.random:
-                if problem.kind != "random":
-                    continue
-                (ours, our_weights), (theirs, weights) = (
-                    subject.over_keys(p, DRAWS) for p in (moved, _rekeyed(problem))
-                )
-                broken = _means_differ(problems.permute_back(ours, problem, order), theirs)
-                if broken is None and our_weights is not None and weights is not None:
-                    broken = _means_differ(our_weights, weights[:, objectives])
-            else:
-                got, wanted = subject.update(moved), subject.update(problem)
-                back = problems.permute_back(got.flat, problem, order)
-                broken = _differs(back, wanted.flat, _largest(problem, wanted.flat), subject.rtol)
-                if broken is None and got.weights is not None and wanted.weights is not None:
-                    expected = wanted.weights[objectives]
-                    if not _close(got.weights, expected, subject.rtol):
-                        broken = f"the weights are {got.weights}, expected {expected}"
-            if broken:
-                return moved, broken
-    if not any(k >= 3 for k in subject.num_objectives):
-        raise Skip("needs three objectives")
+            failure = (
+                _permutes_in_the_mean(subject, run[0], order) if subject.random else _permutes(subject, run, order)
+            )
+            if failure:
+                return failure
     return None
+
+
+def _permutes(subject: Subject, run: list[Problem], order: list[int]) -> Failure:
+    objectives = [0, *(1 + i for i in order)]
+    there: PyTree = None
+    here: PyTree = None
+    for problem in run:
+        moved = problems.permuted(problem, order)
+        got, wanted = subject.update(moved, state=there), subject.update(problem, state=here)
+        back = problems.permute_back(got.flat, problem, order)
+        if broken := _differs(back, wanted.flat, _largest(problem, wanted.flat), subject.rtol):
+            return moved, broken
+        if got.weights is not None and wanted.weights is not None:
+            expected = wanted.weights[objectives]
+            if not _close(got.weights, expected, subject.rtol):
+                return moved, f"the weights are {got.weights}, expected {expected}"
+        there, here = got.state, wanted.state
+    return None
+
+
+def _permutes_in_the_mean(subject: Subject, problem: Problem, order: list[int]) -> Failure:
+    if problem.kind != "random":
+        return None
+    moved = problems.permuted(problem, order)
+    (ours, our_weights), (theirs, weights) = (subject.over_keys(p, DRAWS) for p in (moved, _rekeyed(problem)))
+    broken = _means_differ(problems.permute_back(ours, problem, order), theirs)
+    if broken is None and our_weights is not None and weights is not None:
+        broken = _means_differ(our_weights, weights[:, [0, *(1 + i for i in order)]])
+    return None if broken is None else (moved, broken)
 
 
 def _rekeyed(problem: Problem) -> Problem:
@@ -383,52 +410,65 @@ def _rekeyed(problem: Problem) -> Problem:
 
 def stationary(subject: Subject) -> Failure:
     """Σ α_k g_k = 0 with all α_k > 0, on the shared parameters: the update is 0 there."""
-    for problem in _in(subject, problems.stationary, at_least=2):
+    for run in _runs(subject, problems.stationary, at_least=2):
         for scale in SCALES:
-            scaled = problems.scaled(problem, scale)
-            left = subject.update(scaled).flat[problems.shared(scaled)]
-            # Weights exact to float32's ε give an update of √ε, for its square is what a Gramian holds.
-            if not np.linalg.norm(left) <= 1e-3 * scaled.norm:
-                return scaled, f"on the shared parameters the update is {partial_array(left)}, not 0"
+            state: PyTree = None
+            for problem in run:
+                scaled = problems.scaled(problem, scale)
+                got = subject.update(scaled, state=state)
+                left, state = got.flat[problems.shared(scaled)], got.state
+                # Weights exact to float32's ε give an update of √ε, for its square is what a Gramian holds.
+                if not np.linalg.norm(left) <= 1e-3 * scaled.norm:
+                    return scaled, f"on the shared parameters the update is {partial_array(left)}, not 0"
     return None
 
 
 def non_conflicting(subject: Subject) -> Failure:
     """J A(J) >= 0."""
-    for problem in _in(subject, problems.random, problems.conflicting, problems.unequal, at_least=1):
-        update = subject.update(problem).flat
-        rows = problem.matrix.astype(np.float64)
-        products = rows @ update
-        allowed = subject.rtol * np.linalg.norm(rows, axis=1) * np.linalg.norm(update)
-        if not np.all(products >= -allowed):
-            worst = int(np.argmin(products + allowed))
-            return problem, (
-                f"the update goes against {problem.names[worst]}: their product is {products[worst]:.4g} "
-                f"(all: {partial_array(products)}; update {partial_array(update)})"
-            )
+    for run in _runs(subject, problems.random, problems.conflicting, problems.unequal):
+        state: PyTree = None
+        for problem in run:
+            got = subject.update(problem, state=state)
+            update, state = got.flat, got.state
+            rows = problem.matrix.astype(np.float64)
+            products = rows @ update
+            allowed = subject.rtol * np.linalg.norm(rows, axis=1) * np.linalg.norm(update)
+            if not np.all(products >= -allowed):
+                worst = int(np.argmin(products + allowed))
+                return problem, (
+                    f"the update goes against {problem.names[worst]}: their product is {products[worst]:.4g} "
+                    f"(all: {partial_array(products)}; update {partial_array(update)})"
+                )
     return None
 
 
 def uniform_when_balanced(subject: Subject) -> Failure:
-    """Equal losses, orthogonal gradients of one length: the update is their sum."""
-    for problem in _in(subject, problems.balanced, at_least=2):
-        got = subject.update(problem)
-        wanted = problem.matrix.astype(np.float64).sum(axis=0)
-        if broken := _differs(got.flat, wanted, _largest(problem, wanted), subject.rtol):
-            return problem, broken
+    """Equal losses, orthogonal gradients of one length: the update is their sum, also while all losses fall alike."""
+    for first in (run[0] for run in _runs(subject, problems.balanced, at_least=2)):
+        state: PyTree = None
+        for step in range(subject.steps):
+            falling = dataclasses.replace(first, values=first.values * np.float32(0.8**step))
+            problem = problems.at_step(falling, step)
+            got = subject.update(problem, state=state)
+            state = got.state
+            wanted = problem.matrix.astype(np.float64).sum(axis=0)
+            if broken := _differs(got.flat, wanted, _largest(problem, wanted), subject.rtol):
+                return problem, broken
     return None
 
 
 def linear_under_scaling(subject: Subject) -> Failure:
     """A(diag(a) J) + A(diag(b) J) = A(diag(a + b) J) for a, b > 0."""
-    for problem in _in(subject, problems.random, problems.conflicting, at_least=1):
-        rng = np.random.default_rng(problem.num_objectives)
-        a, b = rng.uniform(0.05, 3.0, (2, problem.num_objectives))
-        parts = [subject.update(problems.reweighted(problem, factors)).flat for factors in (a, b)]
-        both = problems.reweighted(problem, a + b)
-        got = subject.update(both)
-        if broken := _differs(got.flat, parts[0] + parts[1], _largest(both, got.flat), subject.rtol):
-            return both, f"the factors are the sum of {a.round(3)} and {b.round(3)}: {broken}"
+    for run in _runs(subject, problems.random, problems.conflicting):
+        rng = np.random.default_rng(run[0].num_objectives)
+        a, b = rng.uniform(0.05, 3.0, (2, run[0].num_objectives))
+        states: list[PyTree] = [None, None, None]
+        for problem in run:
+            three = [problems.reweighted(problem, factors) for factors in (a, b, a + b)]
+            one, two, both = (subject.update(p, state=s) for p, s in zip(three, states, strict=True))
+            states = [one.state, two.state, both.state]
+            if broken := _differs(both.flat, one.flat + two.flat, _largest(three[2], both.flat), subject.rtol):
+                return three[2], f"the factors are the sum of {a.round(3)} and {b.round(3)}: {broken}"
     return None
 
 

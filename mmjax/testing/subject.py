@@ -45,6 +45,7 @@ class Subject:
         random: bool,
         extra: Extra | None,
         rtol: float,
+        steps: int = 4,
     ):
         self._make = make
         self._transformations: dict[int, optax.GradientTransformationExtraArgs] = {}
@@ -53,7 +54,7 @@ class Subject:
         self._extra = extra
         self.traces: dict[Any, int] = {}
         self.num_objectives = tuple(sorted(num_objectives))
-        self.forms, self.random, self.rtol = tuple(forms), random, rtol
+        self.forms, self.random, self.rtol, self.steps = tuple(forms), random, rtol, steps
 
     @property
     def form(self) -> Form:
@@ -106,24 +107,26 @@ class Subject:
         update, state = self._programs[key](self._arguments(problem, dtype), state)
         return self._outcome(problem, update, state)
 
-    def update_on_devices(self, problem: Problem, devices: int) -> Outcome:
-        """Take one step with the examples spread over so many devices."""
-        mesh = jax.make_mesh((devices,), (_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    def update_on_devices(self, problem: Problem, devices: int, state: PyTree = None) -> Outcome:
+        """Take one step with the examples spread over so many devices, from the initial state unless one is given."""
         arguments = self._arguments(problem, np.float32)
-        sharded = {
-            "batch": PartitionSpec(_AXIS),
-            "labels": PartitionSpec(_AXIS),
-            "unimodal_logits": PartitionSpec(_AXIS),
-        }
-        specs = {name: sharded.get(name, PartitionSpec()) for name in arguments}
-        step = jax.shard_map(
-            partial(self._step, problem, "lazy", False, "devices", axis_name=_AXIS),
-            mesh=mesh,
-            in_specs=(specs, PartitionSpec()),
-            out_specs=PartitionSpec(),
-        )
-        update, state = jax.jit(step)(arguments, self.initial(problem))
-        return self._outcome(problem, update, state)
+        key = (problem.structure, problem.names, problem.modalities, problem.active is None, "devices", devices)
+        if key not in self._programs:
+            mesh = jax.make_mesh((devices,), (_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+            sharded = {
+                "batch": PartitionSpec(_AXIS),
+                "labels": PartitionSpec(_AXIS),
+                "unimodal_logits": PartitionSpec(_AXIS),
+            }
+            step = jax.shard_map(
+                partial(self._step, problem, "lazy", False, key, axis_name=_AXIS),
+                mesh=mesh,
+                in_specs=({name: sharded.get(name, PartitionSpec()) for name in arguments}, PartitionSpec()),
+                out_specs=PartitionSpec(),
+            )
+            self._programs[key] = jax.jit(step)
+        state = self.initial(problem) if state is None else state
+        return self._outcome(problem, *self._programs[key](arguments, state))
 
     def over_keys(self, problem: Problem, draws: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Return flat updates [draws, n], and weights [draws, K] or None, at so many keys made from the problem's."""
