@@ -125,9 +125,9 @@ def uncertainty_learns_variances(make) -> None:
 
 
 def dwa_compares_windows(make) -> None:
-    """Windows of 2 steps, T = 1: uniform for two of them, then K softmax of the ratio of their means."""
+    """Windows of 2 steps, T = ½: uniform for two of them, then K softmax of the ratio of their means."""
     losses = [[1.0, 1.0], [3.0, 3.0], [2.0, 1.0], [2.0, 0.6], [9.0, 9.0]]
-    ratios = np.array([1.0, 0.4])
+    ratios = np.array([1.0, 0.4]) / 0.5
     wanted = 2 * np.exp(ratios) / np.exp(ratios).sum()
     close(weights_over_steps(make, losses), [[1.0, 1.0]] * 4 + [wanted], rtol=1e-3)
 
@@ -253,7 +253,12 @@ def agm_keeps_running_means(make) -> None:
 
 def mgda_of_two_gradients(make) -> None:
     """The closed form: clip((g_2·g_2 − g_1·g_2)/‖g_1 − g_2‖², 0, 1) on the first."""
-    for problem in (problems.random(2), problems.conflicting(2), problems.unequal(2)):
+    ahead = problems.random(2)
+    # much the same direction, lengths 1 and 3: outside the simplex without the clip
+    ahead = dataclasses.replace(
+        ahead, matrix=(ahead.matrix[:1] * [[1.0], [3.0]] + 0.1 * ahead.matrix).astype(np.float32)
+    )
+    for problem in (problems.random(2), problems.conflicting(2), problems.unequal(2), ahead):
         one, two = problem.matrix.astype(np.float64)
         first = np.clip((two @ two - one @ two) / ((one - two) @ (one - two)), 0, 1)
         outcome = subject(make).update(problem)

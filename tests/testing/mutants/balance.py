@@ -9,7 +9,7 @@ from mmjax.optim import agm, ogm, ogm_ge
 from mmjax.optim.agm import leads, modulation
 from testing import known_answers
 from testing.methods import shares_of_logits
-from testing.mutants.kit import Mutant, after, breaks, on_rows, with_options
+from testing.mutants.kit import Mutant, after, breaks, edited, on_rows, with_options
 
 
 def make_ogm(k):
@@ -74,7 +74,7 @@ MUTANTS = {
         with_options(_relabelled, make_ogm_ge), known_answers.ogm_ge_adds_noise_of_the_gradients_spread, make_ogm_ge
     ),
     "ogm_ge: noise of the scaled gradient": Mutant(
-        lambda k: after(make_ogm_ge, lambda u, s: (jax.tree.map(lambda x: 0.5 * x, u), s))(k),
+        lambda k: edited(ogm_ge, "jnp.std(wide)", "jnp.std(new)")(0.5, num_objectives=k),
         known_answers.ogm_ge_adds_noise_of_the_gradients_spread,
         make_ogm_ge,
     ),
@@ -105,7 +105,7 @@ MUTANTS = {
     "agm: the last loss for the running mean": Mutant(
         after(make_agm, _forgetful), known_answers.agm_keeps_running_means, make_agm
     ),
-    "agm: factors applied twice": Mutant(
+    "agm: the update scaled by the factors' mean": Mutant(
         after(make_agm, lambda u, s: (jax.tree.map(lambda x: x * jnp.mean(s.weights), u), s)),
         breaks("uniform_when_balanced", extra=shares_of_logits),
         make_agm,

@@ -12,7 +12,7 @@ from mmjax.optim.qp import min_norm
 from mmjax.optim.upgrad import upgrad_weights
 from testing import known_answers
 from testing.mutants.gram import per_parameter, weighing_gramian
-from testing.mutants.kit import Mutant, after, on_rows
+from testing.mutants.kit import Mutant, after, edited, on_rows
 
 
 def make_pcgrad(k):
@@ -102,7 +102,7 @@ def _cagrad_of_min_norm(gram):
 
 MUTANTS = {
     "pcgrad: the plain sum": Mutant(
-        lambda k: pcgrad(scope="shared", num_objectives=k) if k == 1 else weighing_gramian(lambda g: g.mean * k)(k),
+        weighing_gramian(lambda gram: gram.mean * gram.norms.shape[0]),
         known_answers.pcgrad_of_two_gradients,
         make_pcgrad,
     ),
@@ -156,10 +156,16 @@ MUTANTS = {
         on_rows(make_mmpareto, accumulated), known_answers.mmpareto_restores_the_step, make_mmpareto
     ),
     "mmpareto: the step not restored": Mutant(
-        lambda k: mmpareto(max_scale=1.5, num_objectives=k), known_answers.mmpareto_restores_the_step, make_mmpareto
+        lambda k: edited(mmpareto, "jnp.maximum(1, summed / jnp.where(vanishes, 1, combined)) * gamma", "gamma")(
+            num_objectives=k
+        ),
+        known_answers.mmpareto_restores_the_step,
+        make_mmpareto,
     ),
     "mmpareto: mean for sum": Mutant(
-        lambda k: mmpareto(gamma=0.75, num_objectives=k), known_answers.mmpareto_restores_the_step, make_mmpareto
+        lambda k: edited(mmpareto, "2 * factor * w), acts", "factor * w), acts")(num_objectives=k),
+        known_answers.mmpareto_restores_the_step,
+        make_mmpareto,
     ),
     "mmpareto: the fusion taken from the last index": Mutant(
         on_rows(make_mmpareto, lambda rows: jnp.roll(rows, 1, axis=0)),

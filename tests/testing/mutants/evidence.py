@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from mmjax.bayes.moments import ema
 from mmjax.optim import bogc
 from testing import known_answers
-from testing.mutants.kit import Mutant, after, on_rows
+from testing.mutants.kit import Mutant, after, edited, on_rows
 
 
 def make_bogc(k):
@@ -30,7 +30,11 @@ def with_variance(change):
 CHECK = known_answers.bogc_of_two_steps
 MUTANTS = {
     "bogc: zero variance counted as certainty": Mutant(
-        on_rows(make_bogc, lambda rows: jnp.where(rows == 0, 1e-12, rows)), CHECK, make_bogc
+        lambda k: edited(bogc, "live = (s > 0) & as_rows", "live = (s >= 0) & as_rows")(
+            ema(0.9), level="parameters", num_objectives=k
+        ),
+        CHECK,
+        make_bogc,
     ),
     "bogc: variance taken for precision": Mutant(with_variance(lambda v: 1 / (v + 1e-6)), CHECK, make_bogc),
     "bogc: standard deviation for variance": Mutant(with_variance(jnp.sqrt), CHECK, make_bogc),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +29,21 @@ class Mutant(NamedTuple):
 
 class Crash(Exception):
     """A mutant fell over before a property could be seen to fail: it shows nothing."""
+
+
+@lru_cache  # once: the classes of its states must be the same at every call
+def edited(function: Any, old: str, new: str) -> Any:
+    """Return the function as its module would have it with `old` replaced by `new` in the source.
+
+    Raises ValueError unless the source holds `old` exactly once: a mutant must not come to be the original unseen.
+    """
+    source = inspect.getsource(sys.modules[function.__module__])
+    if source.count(old) != 1:
+        raise ValueError(f"{function.__module__} has {source.count(old)} times {old!r}; a mutant needs exactly one")
+    # The module's own name: its dataclasses look their annotations up there.
+    namespace: dict[str, Any] = {"__name__": function.__module__}
+    exec(compile(source.replace(old, new), f"<{function.__name__} with {new!r}>", "exec"), namespace)
+    return namespace[function.__name__]
 
 
 def breaks(name: str, **arguments: Any) -> Check:
