@@ -62,6 +62,8 @@ CASES: dict[str, dict[str, Case]] = {
     "bogc": {
         "ema, parameters": Case(options=lambda k: {"moments": "ema", "level": "parameters", "conservatism": False})
     },
+    # a run of four steps goes through the two windows that its memory needs
+    "dwa": {"windows of one step": Case(options=lambda k: {"window": 1})},
     "famo": summing(),
     "gblend": {"default": Case(checks={"extra": lambda problem: {"validation_values": 1.1 * problem.values}})},
     "graddrop": RANDOM,
