@@ -11,11 +11,13 @@ from __future__ import annotations
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.custom_batching import custom_vmap
 
 from mmjax.bayes.laplace import (
     Likelihood,
@@ -318,7 +320,10 @@ def laplace(
                 made[name] = jax.tree.map(lambda a, b, on=here: jnp.where(on, a, b), made[name], state.posteriors[name])
             return made
 
-        return state._replace(posteriors=jax.lax.cond(due, anew, lambda: state.posteriors))
+        due = jnp.asarray(due, bool)
+        fresh = jax.lax.cond(any_run(due), anew, lambda: state.posteriors)
+        # Under vmap `due` is a run's own; without it, it is what was asked.
+        return state._replace(posteriors=jax.tree.map(partial(jnp.where, due), fresh, state.posteriors))
 
     def estimate(
         setting: Setting, gradients: Gradients, state: LaplaceState, given: Given
@@ -360,6 +365,24 @@ def laplace(
         diagnostics=lambda state: {"posterior_trace": state.trace},
         needs_layers=True,
     )
+
+
+@custom_vmap
+def any_run(flag: Array) -> Array:
+    """Return a bool scalar as it is; under vmap, for every run whether any of them says True: not mapped, for `cond`.
+
+    With a mapped predicate `cond` computes both branches. The caller selects by its own flag afterwards.
+
+    >>> jax.vmap(lambda due: jax.lax.cond(any_run(due), lambda: 1, lambda: 0))(jnp.array([False, True])).tolist()
+    [1, 1]
+    """
+    return flag
+
+
+@any_run.def_vmap
+def _any_of_runs(axis_size: int, in_batched: list[bool], flag: Array) -> tuple[Array, bool]:
+    del axis_size
+    return any_run(jnp.any(flag) if in_batched[0] else flag), False
 
 
 def mean_cross_entropy(labels: Array, likelihood: Likelihood) -> Callable[[Array], Array]:

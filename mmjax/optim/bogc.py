@@ -110,7 +110,7 @@ def bogc(
     modality: at the features an example has an opinion only on the modalities that it has; for laplace `last_layer`,
     `key`, and `labels` or `logit_loss` (logits -> scalar, the loss with its smoothing and weights, or
     {objective: such a function} where they differ); `refresh`, a bool scalar: take the
-    posterior anew from this batch. Under vmap keep `refresh` out of the mapped arguments, or every step pays for one.
+    posterior anew from this batch. Under vmap a step pays for posteriors when one of the runs is due.
 
     The state's `diagnostics` tell for each layer (a modality's features; a module's parameters) the mean evidence and mean
     weight n_d w_kd of each objective, the share of entries held back (c_d below ½), and the posteriors' traces.
@@ -207,7 +207,6 @@ def bogc(
             s = jnp.where(as_rows(held, s), s + as_rows(take_rows(rate, ids), s) * (square - s), s)
             squares.append(put_rows(before, ids, s))
             live = (s > 0) & as_rows(held, s)
-            has_opinion = jnp.any(live.reshape(len(ids), -1), axis=1)
             variance = estimate.variance / _mean_squares(s, live, estimate.variance) if relative else estimate.variance
             if gradients.examples:
                 live = live[:, None]
@@ -221,7 +220,7 @@ def bogc(
             weights, boldness = calibrate(evidence, live, held, conservatism=conservatism, axis_name=axis)
             weights = weights * jnp.sum(held)
             combined.append(jnp.sum(weights * mean, axis=0) * boldness)
-            accounts.append(_account(ids, evidence, live, weights, boldness, s.size // len(ids), has_opinion, axis))
+            accounts.append(_account(ids, evidence, live, weights, boldness, s.size // len(ids), axis))
         told = _told(state.squares, names, estimator.diagnostics(own), accounts)
         new_state = BogcState(
             optax.safe_increment(state.count),
@@ -375,7 +374,7 @@ def _mean_squares(squares: Array, live: Array, like: Array) -> Array:
 class _Account(NamedTuple):
     """Of one leaf: its objectives, their mean evidence and weight [T], the share held back, the number of entries.
 
-    has_opinion: bool [T], of whom any entry is live.
+    has_opinion: bool [T], of whom any entry is live, in any example.
     """
 
     objectives: tuple[int, ...]
@@ -393,7 +392,6 @@ def _account(
     weights: Array,
     boldness: Array,
     size: int,
-    has_opinion: Array,
     axis: str | None,
 ) -> _Account:
     evidence, live = jnp.broadcast_arrays(evidence, live)
@@ -405,7 +403,7 @@ def _account(
         mean_where(weights, everything, axis=tuple(range(1, weights.ndim)), axis_name=axis),
         mean_where((boldness < HELD_BACK).astype(jnp.float32), jnp.any(live, axis=0), axis_name=axis),
         size,
-        has_opinion,
+        mean_where(live.astype(jnp.float32), jnp.ones_like(live), axis=inner, axis_name=axis) > 0,
     )
 
 

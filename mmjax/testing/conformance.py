@@ -70,7 +70,8 @@ def check_combiner(
     - `donatable`: no two entries of the initial state are one array.
     - `extra_arguments`: arguments meant for other methods change nothing.
     - `lazy_as_stacked`: lazy gradients give the update of stacked ones, to 1e-5.
-    - `absent_objectives`: with `active` False an objective may hold NaN, and the rest goes on as if it did not exist.
+    - `absent_objectives`: with `active` False an objective may hold NaN, and the rest goes on as if it did not exist; when
+      it is back, what it held does not matter.
     - `bfloat16`: such gradients come back in their type, but are computed with in float32.
     - `randomness`: the update depends on `key` exactly where `random` says so.
     - `devices`: examples spread over two devices give the same updates, for the same keys (where there are two).

@@ -224,7 +224,10 @@ def lazy_as_stacked(subject: Subject) -> Failure:
 
 
 def absent_objectives(subject: Subject) -> Failure:
-    """An inactive objective may hold anything, NaN included: the rest goes on as if it did not exist, for a whole run."""
+    """An inactive objective may hold anything, NaN included: the rest goes on as if it did not exist, for a whole run.
+
+    When it comes back, nothing is left of what it held.
+    """
     if not subject.several:
         raise Skip("there is one objective")
     for k in subject.several:
@@ -268,6 +271,11 @@ def _is_absent(subject: Subject, run: list[Problem], objective: int) -> Failure:
                 return problem, f"not as if it did not exist: {broken}"
             rest_state = wanted.state
         state, other_state = got.state, other.state
+    # It comes back: nothing of what it held while it was absent may have been kept.
+    back = dataclasses.replace(problems.at_step(run[0], len(run)), active=np.ones(k, bool))
+    got, other = subject.update(back, state=state), subject.update(back, state=other_state)
+    if broken := _unlike(got, other, _largest(back, got.flat), LAZY_RTOL):
+        return back, f"what an objective held while it was absent matters when it is back, NaN or 3: {broken}"
     # thousands of draws: once is enough
     if subject.random and subject.can_make(k - 1) and objective == k - 1 > 0 and run[0].kind == "random":
         ours = subject.over_keys(problems.absent(run[0], objective), DRAWS)[0]
@@ -443,12 +451,14 @@ def non_conflicting(subject: Subject) -> Failure:
 
 
 def uniform_when_balanced(subject: Subject) -> Failure:
-    """Equal losses, orthogonal gradients of one length: the update is their sum, also while all losses fall alike."""
-    for first in (run[0] for run in _runs(subject, problems.balanced, at_least=2)):
+    """Equal losses, orthogonal gradients of one length: the update is their sum, at every step of a run of such problems.
+
+    Gradients are new at every step, and the losses fall alike.
+    """
+    for run in _runs(subject, problems.balanced, at_least=2):
         state: PyTree = None
-        for step in range(subject.steps):
-            falling = dataclasses.replace(first, values=first.values * np.float32(0.8**step))
-            problem = problems.at_step(falling, step)
+        for step, balanced in enumerate(run):
+            problem = dataclasses.replace(balanced, values=balanced.values * np.float32(0.8**step))
             got = subject.update(problem, state=state)
             state = got.state
             wanted = problem.matrix.astype(np.float64).sum(axis=0)

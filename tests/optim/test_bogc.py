@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract.problems import encode, head_losses_aux, make_batch, make_params
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, PartitionSpec
 
 import mmjax
@@ -339,6 +340,58 @@ def test_refresh_is_taken_when_the_caller_says_so(problem):
     assert np.abs(np.asarray(second.moments.posteriors["fusion"].factor) - before).max() > 0.01
 
 
+def decompositions(jaxpr, in_cond=False):
+    """Count Cholesky decompositions in a program: (those that every step makes, those that a condition guards)."""
+    always = guarded = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "cholesky":
+            always, guarded = always + (not in_cond), guarded + in_cond
+        for inner in jaxprs_in_params(equation.params):
+            a, g = decompositions(inner, in_cond or equation.primitive.name == "cond")
+            always, guarded = always + a, guarded + g
+    return always, guarded
+
+
+@pytest.mark.parametrize("by", ["count", "caller"])
+def test_runs_in_one_program_pay_for_a_posterior_only_when_one_is_due(problem, by):
+    """Also when each run has its own predicate; and each takes the posterior at its own steps."""
+    params, batch = problem
+    tx = bogc(laplace(refresh_every=3 if by == "count" else None), **SETTING)
+
+    def step(params, state, batch, due):
+        return stepper(tx, **({} if by == "count" else {"refresh": due}))(params, state, batch)[1]
+
+    due = jnp.array([True, False])
+    states = jax.vmap(lambda _: tx.init(params))(due)
+    states = states._replace(count=jnp.array([3, 4]))
+    many = jax.vmap(step, (None, 0, None, 0))
+    traced = jax.make_jaxpr(many)(params, states, batch, due)
+    always, guarded = decompositions(traced.jaxpr)
+    assert always == 0 and guarded >= 3  # three objectives; with jitter besides
+    after = jax.jit(many)(params, states, batch, due).moments.posteriors
+    prior = tx.init(params).moments.posteriors
+    for name, found in after.items():
+        taken, kept = (jax.tree.map(lambda x, i=i: x[i], found).factor for i in (0, 1))
+        np.testing.assert_array_equal(kept, prior[name].factor)
+        assert np.abs(np.asarray(taken) - prior[name].factor).max() > 0.01
+
+
+def test_a_modality_that_no_example_has_does_not_enter_the_weights(problem):
+    """It says nothing, and what `.weights` tells of the others is what the leaves with an opinion say."""
+    params, batch = problem
+    tx = bogc(ema(), **SETTING)
+    state = tx.init(params)
+    size = len(batch["label"])
+    none_of_audio = np.stack([np.zeros(size, bool), np.ones(size, bool)], axis=1)
+    step = jax.jit(lambda state, batch, present: stepper(tx, present=present)(params, state, batch)[1])
+    for seed in (1, 2):
+        state = step(state, make_batch(seed), np.ones((size, 2), bool))
+    told = step(state, make_batch(3), none_of_audio)
+    fusion = told.diagnostics["bogc/weight/image/fusion"]
+    assert abs(float(fusion) - 1) > 0.01
+    np.testing.assert_allclose(told.weights[0], fusion, rtol=1e-6)
+
+
 # -- devices, seeds, interruptions ---------------------------------------------------------------------------------------
 
 
@@ -356,6 +409,28 @@ def test_micro_batches_are_the_same_on_devices(problem, parts, devices):
         out_specs=PartitionSpec(),
     )
     close(jax.jit(spread)(params, tx.init(params), batch)[0], update, rtol=1e-5)
+
+
+@pytest.mark.parametrize("level", ["features", "parameters"])
+def test_moving_moments_are_the_same_on_eight_devices(problem, level):
+    """An example a device, over steps: state and update."""
+    params, _ = problem
+    tx = bogc(ema(), level=level, **SETTING)
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,), devices=jax.devices()[:8])
+    spread = jax.shard_map(
+        stepper(tx, axis_name="d"),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec("d")),
+        out_specs=PartitionSpec(),
+    )
+    here, there = jax.jit(stepper(tx)), jax.jit(spread)
+    state = other = tx.init(params)
+    for seed in (1, 2, 3):
+        batch = make_batch(seed)
+        update, state = here(params, state, batch)
+        update_there, other = there(params, other, batch)
+        close(update_there, update, rtol=1e-4)
+        close(other, state, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -421,15 +496,20 @@ def test_eight_devices_give_what_one_gives(splits, whole_run, monkeypatch):
         close(kept["state"].opt_state[0].weights, expected.opt_state[0].weights, 1e-4)
 
 
-def test_an_interrupted_run_goes_on_bit_for_bit(splits, whole_run, tmp_path):
+def test_an_interrupted_run_goes_on_bit_for_bit(splits, whole_run, tmp_path, monkeypatch):
+    """Parameters, and the whole state: moments, posteriors, counts, the optimizer's."""
     with pytest.raises(KeyboardInterrupt):
         mmjax.fit(config(), tmp_path, splits=splits, observer=Watch(stop_at=8))
+    kept = {}
+    _keep_states(monkeypatch, kept)
     resumed = mmjax.fit(config(), tmp_path, splits=splits)
 
     def digest(tree):
         return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(tree))).hexdigest()
 
     assert digest(resumed.params) == digest(whole_run[0].params)
+    assert len(jax.tree.leaves(kept["state"].opt_state)) > 20
+    assert digest(kept["state"].opt_state) == digest(whole_run[2].opt_state)
 
 
 def test_the_posterior_is_of_the_whole_training_set_and_the_rows_tell_of_it(splits, whole_run):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import nnls
 
+from mmjax.bayes.moments import Estimator, Moments
 from mmjax.testing import problems
 from mmjax.testing.problems import Problem
 from mmjax.testing.subject import Subject
@@ -228,7 +230,7 @@ def agm_slows_who_is_further_ahead_than_usual(modulation) -> None:
     three = np.asarray(modulation(np.array([1.0, 1.2, 1.4]), np.array([1.2, 1.2, 1.2]), 2.0))
     close(three, np.exp(2.0 * (1.0 - np.exp(1.5 * np.array([0.2, 0.0, -0.2])))))
     far = np.asarray(modulation(np.array([0.0, 100.0]), np.array([50.0, 50.0]), 1.0))
-    close(far, [np.exp(-10.0), np.exp(1.0 - np.exp(-10.0))])
+    close(far, [np.exp(-10.0), np.exp(1.0 - np.exp(-10.0))], scale=0)  # e^-10 is not 0
 
 
 def agm_keeps_running_means(make) -> None:
@@ -413,3 +415,53 @@ def bogc_of_two_steps(make) -> None:
     fused = 1 - np.prod(1 / (evidence + 1), axis=0)
     boldness = np.where(live.any(0), fused / fused[live.any(0)].mean(), 1)
     close(update["w"], 2 * (weights * g[1]).sum(0) * boldness)
+
+
+def known_variances() -> Estimator:
+    """Moments with the gradient for a mean, and variances that are known."""
+
+    def estimate(setting, gradients, state, given):
+        del setting, given
+        made = zip(gradients.rows, variances_at_the_features(), strict=True)
+        assert gradients.objectives == ((0, 1), (0, 2))
+        return tuple(Moments(rows, jnp.asarray(variance, jnp.float32)) for rows, variance in made), state
+
+    return Estimator("known", lambda setting, like: (), estimate, levels=("features",))
+
+
+def variances_at_the_features() -> np.ndarray:
+    """What `known_variances` says, [modality, T, B, D]: the examples differ, and so do the objectives."""
+    spread = np.random.default_rng(3).uniform(-1, 1, (2, 2, problems.EXAMPLES, problems.WIDTH))
+    return 10.0**spread * np.logspace(-1, 1, problems.EXAMPLES)[:, None]
+
+
+def bogc_at_the_features(make) -> None:
+    """Fusion and two uni-modal losses on the features of two encoders, variances known example by example; float64.
+
+    One entry of a modality's own gradient is 0 in every example: a dead one.
+    """
+    problem = problems.random(3, "encoders")
+    dead = problem.matrix.copy()
+    dead[1, [1, 3, 5, 7]] = 0  # the second feature of the first encoder, whose kernel is [B, 2]
+    problem = dataclasses.replace(problem, matrix=dead)
+    tx, arrays = make(3), problem.arrays()
+
+    @jax.jit
+    def step(arrays):
+        _, grads, _ = problems.lazy(problem.names, problem.touching, arrays)
+        return tx.update(grads, tx.init(arrays["params"]), arrays["params"])
+
+    update, _ = step(arrays)
+    batch = arrays["batch"]
+    for i, m in enumerate(problem.modalities):
+        reached = [0, i + 1]
+        g = np.moveaxis(batch["slopes"][m][:, reached], 1, 0).astype(np.float64) / problems.EXAMPLES  # [T, B, D]
+        v = variances_at_the_features()[i]
+        live = np.broadcast_to((g**2).sum(axis=1, keepdims=True) > 0, g.shape)
+        typical = v[live].mean()
+        evidence = np.where(live, typical / (v + 1e-3 * typical), 0)
+        belief = evidence / (evidence + 1)
+        fused = 1 - np.prod(1 / (evidence + 1), axis=0)
+        combined = 2 * (belief / belief.sum(axis=0) * g).sum(axis=0) * fused / fused.mean()
+        close(update["encoder"][m]["kernel"], batch["inputs"].T.astype(np.float64) @ combined)
+        close(update["head"][m]["kernel"], arrays["rows"]["head"][m]["kernel"].sum(axis=0))

@@ -56,14 +56,18 @@ def shares_of_logits(problem: problems.Problem) -> dict[str, Any]:
     return {"shapley_losses": losses, "kappa": np.exp(0.1 * np.tanh(losses))}
 
 
+def of_ema(k: int) -> Mapping[str, Any]:
+    """BOGC as far as the promises hold: its other settings want gradients at the features."""
+    return {"moments": "ema", "level": "parameters", "conservatism": False}
+
+
 CASES: dict[str, dict[str, Case]] = {
     "agm": {"default": Case(checks={"extra": shares_of_logits})},
-    # its other settings want gradients at the features, which the generated problems do not have
     "bogc": {
-        "ema, parameters": Case(options=lambda k: {"moments": "ema", "level": "parameters", "conservatism": False})
+        "ema, parameters": Case(options=of_ema, without=BALANCED),
+        # later, balanced gradients that differ from step to step have different evidence
+        "ema, parameters, first step": Case(options=of_ema, only=BALANCED, checks={"steps": 1}),
     },
-    # a run of four steps goes through the two windows that its memory needs
-    "dwa": {"windows of one step": Case(options=lambda k: {"window": 1})},
     "famo": summing(),
     "gblend": {"default": Case(checks={"extra": lambda problem: {"validation_values": 1.1 * problem.values}})},
     "graddrop": RANDOM,
@@ -89,7 +93,7 @@ def cases_of(name: str) -> dict[str, Case]:
 
 
 def maker(name: str, options: Callable[[int], Mapping[str, Any]] = lambda k: {}) -> Any:
-    """K -> the method, built as the trainer builds it."""
+    """K -> the method, built as the trainer builds it; an epoch is one step, so that a run sees what epochs remember."""
 
     def make(num_objectives: int) -> optax.GradientTransformation:
         problem = problems.random(num_objectives)
@@ -97,9 +101,9 @@ def maker(name: str, options: Callable[[int], Mapping[str, Any]] = lambda k: {})
         widths = dict.fromkeys(modal, problems.WIDTH) | {"fusion": problems.WIDTH * max(len(modal), 1)}
         context = MethodContext(
             names=problem.names,
-            num_examples=64,
+            num_examples=problems.EXAMPLES,
             batch_size=problems.EXAMPLES,
-            steps_per_epoch=16,
+            steps_per_epoch=1,
             total_steps=160,
             task=Task("classification", problems.CLASSES),
             layout=Layout(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -200,7 +201,44 @@ def _strict_about_arguments(k):
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
+class _Remembering(NamedTuple):
+    mean: Any
+    rate: Any
+
+
+def _remembering(k):
+    """The running mean over steps, free of bias, of the sum of gradients: unseen while the gradients stay the same."""
+
+    def update(grads, state, params=None, *, active=None, **extra_args):
+        here = jnp.ones(k, bool) if active is None else active
+        sums = jax.tree.map(lambda g: jnp.sum(_select(g, here), axis=0), stacked(grads))
+        mean = jax.tree.map(lambda m, s: m + state.rate * (s - m), state.mean, sums)
+        return mean, _Remembering(mean, state.rate / (1 + state.rate))
+
+    def init(params):
+        return _Remembering(jax.tree.map(jnp.zeros_like, params), jnp.ones(()))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _loss_memory(k, *, absent_too=False):
+    """Weights by the losses of the step before, 1 where there was none: the original of the next one."""
+
+    def update(grads, state, params=None, *, values=None, active=None, **extra_args):
+        here = jnp.ones(k, bool) if active is None else active
+        known = here & (state > 0)
+        weights = jnp.where(known, state, 1.0)
+        keep = jnp.isfinite(values) if absent_too else here
+        return weighted_sum(grads, weights, here), jnp.where(keep, values, state)
+
+    return optax.GradientTransformationExtraArgs(lambda params: jnp.zeros(k), update)
+
+
 MUTANTS = {
+    "remembers the losses of absent objectives": Mutant(
+        partial(_loss_memory, absent_too=True), breaks("absent_objectives"), _loss_memory
+    ),
+    "remembers gradients": Mutant(_remembering, breaks("uniform_when_balanced"), make_uniform),
     "K gradients reduced after combining": Mutant(_combined_before_reduced, breaks("lazy_as_stacked"), normalising),
     "normalised per parameter": Mutant(_per_parameter, known_answers.normalised_sum, normalising),
     "gradients accumulated, seen by a nonlinear method": Mutant(

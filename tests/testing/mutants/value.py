@@ -127,7 +127,7 @@ MUTANTS = {
         make_dwa,
     ),
     # famo
-    "famo: the gradient's sign": Mutant(
+    "famo: how far each loss fell with the wrong sign": Mutant(
         lambda k: edited(famo, "memory.log_values - log_values, 0.0", "log_values - memory.log_values, 0.0")(
             num_objectives=k
         ),
