@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -50,18 +51,50 @@ def drop_signs(rows: Sequence[Array], key: Array) -> list[Array]:
     >>> [row.tolist() for row in kept]
     [[1.0, -2.0], [3.0, -1.0]]
     """
-    # sums over rows, not over an axis of a stacked array: all of this then is one pass over the rows, 8 times as fast
+    # Sums over rows, not over an axis of a stacked array, and no division: all of this then is one pass over the rows.
     size = functools.reduce(jnp.add, [jnp.abs(row) for row in rows])
-    positive = 0.5 * (1 + functools.reduce(jnp.add, rows) / jnp.where(size > 0, size, 1.0))
     # U is in [0, 1): with U < P for one sign and not for the other, an entry of one sign only always stays.
-    keeps_positive = jax.random.uniform(key, rows[0].shape) < positive
+    keeps_positive = uniform_16(key, rows[0].shape) * 2 * size < size + functools.reduce(jnp.add, rows)
     return [jnp.where(jnp.where(keeps_positive, row > 0, row < 0), row, 0.0) for row in rows]
+
+
+def uniform_16(key: Array, shape: tuple[int, ...]) -> Array:
+    """Return float32 draws from {0, ..., 65535}/65536, two from one 32-bit number: half of the cost of `uniform`.
+
+    A probability comes out right to 2^-16.
+
+    >>> draws = uniform_16(jax.random.key(0), (3, 333))
+    >>> draws.shape, bool((draws >= 0).all() and (draws < 1).all()), round(float(draws.mean()), 1)
+    ((3, 333), True, 0.5)
+    """
+    count = math.prod(shape)
+    bits = jax.random.bits(key, ((count + 1) // 2,), jnp.uint32)
+    halves = jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(-1)[:count].reshape(shape)
+    return halves.astype(jnp.float32) * 2.0**-16
+
+
+def sums(arrays: Sequence[Array]) -> Array:
+    """Return the sum of each of these arrays of one shape, [n], in one pass: alone, each would read anew what it is of.
+
+    >>> sums([jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])]).tolist()
+    [3.0, 7.0]
+    """
+    if arrays[0].ndim == 0:
+        return jnp.stack(arrays)
+
+    def add(one: Sequence[Array], two: Sequence[Array]) -> tuple[Array, ...]:
+        return tuple(a + b for a, b in zip(one, two, strict=True))
+
+    zeros = tuple(jnp.zeros((), array.dtype) for array in arrays)
+    # The last axis first: partial sums keep digits that one running sum over millions of entries would lose.
+    partial = jax.lax.reduce(tuple(arrays), zeros, add, (arrays[0].ndim - 1,))
+    return jnp.stack([jnp.sum(array) for array in partial])
 
 
 def graddrop(*, num_objectives: int | None = None) -> optax.GradientTransformationExtraArgs:
     """Sum the gradients after dropping, at each entry, all of one sign drawn at random. Two encoder backward passes.
 
-    P = ½ (1 + Σ_k g_k / Σ_k |g_k|) at an entry (½ where all are 0), U ~ U(0, 1): g_k > 0 stays where U < P, g_k < 0 where
+    P = ½ (1 + Σ_k g_k / Σ_k |g_k|) at an entry, U ~ U(0, 1) in steps of 2^-16: g_k > 0 stays where U < P, g_k < 0 where
     not. Where all objectives agree, or one alone reaches, nothing is dropped. The expected update is not Σ_k g_k but, an
     entry, P Σ g⁺ + (1 − P) Σ g⁻.
 
@@ -115,8 +148,8 @@ def graddrop(*, num_objectives: int | None = None) -> optax.GradientTransformati
             kept = drop_signs(wide, jax.random.fold_in(key, i)) if len(leaf) > 1 else wide
             updates.append(functools.reduce(jnp.add, kept).astype(dtype))
             objectives = np.array(list(leaf))
-            came = came.at[objectives].add(jnp.stack([jnp.sum(jnp.abs(row)) for row in kept]))
-            whole = whole.at[objectives].add(jnp.stack([jnp.sum(jnp.abs(row)) for row in wide]))
+            of_kept, of_whole = jnp.split(sums([jnp.abs(row) for row in (*kept, *wide)]), 2)
+            came, whole = came.at[objectives].add(of_kept), whole.at[objectives].add(of_whole)
         here = jnp.ones(k, bool) if active is None else active
         weights = jnp.where(here, jnp.where(whole > 0, came / jnp.where(whole > 0, whole, 1.0), 1.0), 0.0)
         return rows.assemble(updates), GradDropState(recorded(state.record, weights))
