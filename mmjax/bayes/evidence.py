@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from mmjax.reductions import any_row, means_where, sum_rows
+
 Normalizer = Literal["harmonic", "median"]
 
 EPSILON = 1e-3  # of the reference variance: caps evidence at 1000, so that a variance of 0 is no certainty
@@ -81,7 +83,7 @@ def precision_evidence(
     v = jnp.asarray(variance)
     v, live = jnp.broadcast_arrays(v, jnp.asarray(live, bool))
     if normalizer == "harmonic":
-        reference = mean_where(v, live, axis_name=axis_name)
+        (reference,) = means_where([(v, live)], axis_name)
     else:
         everywhere = jnp.where(live, v, jnp.nan)
         if axis_name is not None:
@@ -92,14 +94,6 @@ def precision_evidence(
             reference = jax.lax.pmean(reference, axis_name)  # the same already; shard_map wants it said
     evidence = (reference + TINY) / (v + EPSILON * reference + TINY)
     return jnp.where(live, evidence ** (1 / temperature), 0)
-
-
-def mean_where(x: Array, where: Array, *, axis: tuple[int, ...] | None = None, axis_name: str | None = None) -> Array:
-    """Return the mean of x over the entries that `where` (bool, like x) marks, 0 if there is none; also over devices."""
-    total, count = jnp.sum(jnp.where(where, x, 0), axis=axis), jnp.sum(where, axis=axis, dtype=x.dtype)
-    if axis_name is not None:
-        total, count = jax.lax.psum((total, count), axis_name)
-    return total / jnp.maximum(count, 1)
 
 
 class Calibration(NamedTuple):
@@ -134,15 +128,15 @@ def calibrate(
     """
     evidence, live = jnp.broadcast_arrays(evidence, live)
     opinions = binary_opinion(jnp.where(live, evidence, 0))
-    total = jnp.sum(opinions.belief, axis=0)
-    anything = jnp.any(live, axis=0)
+    total = sum_rows(opinions.belief)
+    anything = any_row(live)
     present = here.astype(evidence.dtype).reshape(-1, *[1] * (evidence.ndim - 1))
     equally = present / jnp.maximum(jnp.sum(present), 1)
     weights = jnp.where(anything, opinions.belief / jnp.where(anything, total, 1), equally)
     if not conservatism:
         return Calibration(weights, jnp.ones_like(total))
     fused = combine_binary([BinaryOpinion(b, u) for b, u in zip(*opinions, strict=True)]).belief
-    typical = mean_where(fused, anything, axis_name=axis_name)
+    (typical,) = means_where([(fused, anything)], axis_name)
     return Calibration(weights, jnp.where(anything, fused / jnp.where(typical > 0, typical, 1), 1))
 
 

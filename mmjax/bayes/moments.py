@@ -33,6 +33,7 @@ from mmjax.bayes.laplace import (
     warn_of_blocks,
     zero_after,
 )
+from mmjax.reductions import row_moments
 
 PyTree = Any
 LastLayers = Mapping[str, tuple[Array, Array, Array]]
@@ -211,11 +212,8 @@ def microbatch(parts: int = 4) -> Estimator:
         del setting, given
         moments = []
         for rows, each in zip(gradients.rows, gradients.parts(int(parts)), strict=True):
-            variance = jnp.var(each, axis=0, ddof=1)
-            if gradients.examples:
-                moments.append(Moments(rows, variance[:, None]))
-            else:
-                moments.append(Moments(jnp.mean(each, axis=0), variance))
+            mean, variance = row_moments(each)
+            moments.append(Moments(rows, variance[:, None]) if gradients.examples else Moments(mean, variance))
         return tuple(moments), state
 
     return Estimator("microbatch", lambda setting, like: (), estimate)
@@ -349,11 +347,9 @@ def laplace(
             traces.append(jnp.mean(jnp.sum(draws**2, axis=(1, 2))))
         moments = []
         for rows, each in zip(gradients.rows, gradients.pull_back(cotangents), strict=True):
-            each = each.astype(rows.dtype)
-            variance = jnp.var(each, axis=0, ddof=1)
-            if not per_example:
-                variance = gradients.over_examples(variance)[:, None]
-            moments.append(Moments(rows if mean == "gradient" else jnp.mean(each, axis=0), variance))
+            drawn = row_moments(each.astype(rows.dtype))
+            variance = drawn.variance if per_example else gradients.over_examples(drawn.variance)[:, None]
+            moments.append(Moments(rows if mean == "gradient" else drawn.mean, variance))
         return tuple(moments), state._replace(trace=jnp.stack(traces))
 
     return Estimator(
@@ -423,11 +419,15 @@ def _checked(given: Given, layers: Mapping[str, tuple[int, int]], likelihood: Li
 
 def take_rows(x: Array, ids: Sequence[int], axis: int = 0) -> Array:
     """Return the rows `ids` (static) of x along an axis; slices, which XLA drops where the row is not needed."""
+    if tuple(ids) == tuple(range(x.shape[axis])):
+        return x
     return jnp.stack([jax.lax.index_in_dim(x, i, axis, keepdims=False) for i in ids], axis=axis)
 
 
 def put_rows(x: Array, ids: Sequence[int], rows: Array) -> Array:
     """Return x [K, ...] with its rows `ids` (static) replaced."""
+    if tuple(ids) == tuple(range(x.shape[0])):
+        return rows
     place = {k: row for row, k in enumerate(ids)}
     return jnp.stack([rows[place[k]] if k in place else x[k] for k in range(x.shape[0])])
 

@@ -14,7 +14,7 @@ import optax
 from jax import Array
 
 from mmjax.bayes import moments as bayes_moments
-from mmjax.bayes.evidence import Normalizer, calibrate, mean_where, precision_evidence
+from mmjax.bayes.evidence import Normalizer, calibrate, precision_evidence
 from mmjax.bayes.moments import Estimator, Given, Gradients, Setting, as_rows, ema_rate, put_rows, take_rows
 from mmjax.config import Layout, MethodConfig, MethodContext
 from mmjax.method import Refresh
@@ -24,6 +24,7 @@ from mmjax.optim.options import check_active, check_num_objectives, check_positi
 from mmjax.optim.promises import Promise
 from mmjax.optim.record import WeightRecord, empty_record, recorded
 from mmjax.optim.rows import gradient_rows
+from mmjax.reductions import any_row, means_where, sum_rows
 
 PyTree = Any
 Level = Literal["features", "parameters"]
@@ -219,7 +220,7 @@ def bogc(
             )
             weights, boldness = calibrate(evidence, live, held, conservatism=conservatism, axis_name=axis)
             weights = weights * jnp.sum(held)
-            combined.append(jnp.sum(weights * mean, axis=0) * boldness)
+            combined.append(sum_rows(weights * mean) * boldness)
             accounts.append(_account(ids, evidence, live, weights, boldness, s.size // len(ids), axis))
         told = _told(state.squares, names, estimator.diagnostics(own), accounts)
         new_state = BogcState(
@@ -308,7 +309,7 @@ def _at_features(grads: Any, layout: Layout | None, here: Array) -> _Located:
 
     def summed(leaf: Array) -> Array:
         wide = leaf.astype(_wide(leaf.dtype))
-        return jnp.sum(jnp.where(as_rows(here, wide), wide, 0), axis=0).astype(leaf.dtype)
+        return sum_rows(jnp.where(as_rows(here, wide), wide, 0)).astype(leaf.dtype)
 
     def assemble(combined: list[Array]) -> PyTree:
         return features.pull_back(dict(zip(modalities, combined, strict=True)), jax.tree.map(summed, features.direct))
@@ -363,8 +364,7 @@ def _at_parameters(grads: Any, num_objectives: int, touching: PyTree) -> _Locate
 
 def _mean_squares(squares: Array, live: Array, like: Array) -> Array:
     """Return each objective's mean E[g²] over a leaf's live entries, [T, 1, ...]; 1 where it has none."""
-    axes = tuple(range(1, squares.ndim))
-    mean = mean_where(squares, live, axis=axes)
+    mean = means_where(list(zip(squares, jnp.broadcast_to(live, squares.shape), strict=True)))
     return as_rows(jnp.where(mean > 0, mean, 1), like)
 
 
@@ -394,16 +394,15 @@ def _account(
     size: int,
     axis: str | None,
 ) -> _Account:
-    evidence, live = jnp.broadcast_arrays(evidence, live)
-    inner = tuple(range(1, evidence.ndim))
-    everything = jnp.ones(weights.shape, bool)
+    evidence, live, weights, boldness = jnp.broadcast_arrays(evidence, live, weights, boldness)
+    count = len(ids)
+    held_back, everything = (boldness[0] < HELD_BACK).astype(evidence.dtype), jnp.ones_like(live[0])
+    told = [(evidence[t], live[t]) for t in range(count)]
+    told += [(weights[t], everything) for t in range(count)]
+    told += [(jnp.ones_like(evidence[t]), live[t]) for t in range(count)]
+    means = means_where([*told, (held_back, any_row(live))], axis)
     return _Account(
-        ids,
-        mean_where(evidence, live, axis=inner, axis_name=axis),
-        mean_where(weights, everything, axis=tuple(range(1, weights.ndim)), axis_name=axis),
-        mean_where((boldness < HELD_BACK).astype(jnp.float32), jnp.any(live, axis=0), axis_name=axis),
-        size,
-        mean_where(live.astype(jnp.float32), jnp.ones_like(live), axis=inner, axis_name=axis) > 0,
+        ids, means[:count], means[count : 2 * count], means[-1], size, has_opinion=means[2 * count : 3 * count] > 0
     )
 
 

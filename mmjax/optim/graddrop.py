@@ -20,6 +20,7 @@ from mmjax.optim.options import check_active, check_key, check_num_objectives
 from mmjax.optim.promises import Promise
 from mmjax.optim.record import WeightRecord, check_room, empty_record, recorded
 from mmjax.optim.rows import gradient_rows
+from mmjax.reductions import sums
 
 
 class GradDropState(NamedTuple):
@@ -71,24 +72,6 @@ def uniform_16(key: Array, shape: tuple[int, ...]) -> Array:
     bits = jax.random.bits(key, ((count + 1) // 2,), jnp.uint32)
     halves = jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(-1)[:count].reshape(shape)
     return halves.astype(jnp.float32) * 2.0**-16
-
-
-def sums(arrays: Sequence[Array]) -> Array:
-    """Return the sum of each of these arrays of one shape, [n], in one pass: alone, each would read anew what it is of.
-
-    >>> sums([jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])]).tolist()
-    [3.0, 7.0]
-    """
-    if arrays[0].ndim == 0:
-        return jnp.stack(arrays)
-
-    def add(one: Sequence[Array], two: Sequence[Array]) -> tuple[Array, ...]:
-        return tuple(a + b for a, b in zip(one, two, strict=True))
-
-    zeros = tuple(jnp.zeros((), array.dtype) for array in arrays)
-    # The last axis first: partial sums keep digits that one running sum over millions of entries would lose.
-    partial = jax.lax.reduce(tuple(arrays), zeros, add, (arrays[0].ndim - 1,))
-    return jnp.stack([jnp.sum(array) for array in partial])
 
 
 def graddrop(*, num_objectives: int | None = None) -> optax.GradientTransformationExtraArgs:
