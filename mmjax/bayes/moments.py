@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.custom_batching import custom_vmap
 
 from mmjax.bayes.laplace import (
     Likelihood,
@@ -33,6 +32,7 @@ from mmjax.bayes.laplace import (
     warn_of_blocks,
     zero_after,
 )
+from mmjax.conditions import any_run
 from mmjax.reductions import row_moments
 
 PyTree = Any
@@ -361,24 +361,6 @@ def laplace(
         diagnostics=lambda state: {"posterior_trace": state.trace},
         needs_layers=True,
     )
-
-
-@custom_vmap
-def any_run(flag: Array) -> Array:
-    """Return a bool scalar as it is; under vmap, for every run whether any of them says True: not mapped, for `cond`.
-
-    With a mapped predicate `cond` computes both branches. The caller selects by its own flag afterwards.
-
-    >>> jax.vmap(lambda due: jax.lax.cond(any_run(due), lambda: 1, lambda: 0))(jnp.array([False, True])).tolist()
-    [1, 1]
-    """
-    return flag
-
-
-@any_run.def_vmap
-def _any_of_runs(axis_size: int, in_batched: list[bool], flag: Array) -> tuple[Array, bool]:
-    del axis_size
-    return any_run(jnp.any(flag) if in_batched[0] else flag), False
 
 
 def mean_cross_entropy(labels: Array, likelihood: Likelihood) -> Callable[[Array], Array]:

@@ -68,16 +68,21 @@ def stacked(grads: ObjectiveGrads | PyTree) -> PyTree:
 def touching_of(grads: ObjectiveGrads | PyTree, touching: PyTree | None) -> PyTree | None:
     """Return which objectives reach each leaf (bool[K] a leaf), or None for a bare stacked tree: all of them do.
 
-    Raises ValueError if a given `touching` is traced or a leaf of it is not bool[K].
+    Raises ValueError if a given `touching` is traced, differs from the gradients in structure, or a leaf of it is not
+    bool[K].
     """
     if touching is not None:
         k = count_objectives(grads)
+        ours: Any = jax.tree.structure(touching)
+        theirs: Any = None if isinstance(grads, ObjectiveGrads) else jax.tree.structure(grads)
+        if theirs is not None and ours != theirs:
+            raise ValueError(f"touching must be a tree like params: {theirs}; got {ours}")
         for path, leaf in jax.tree.leaves_with_path(touching):
             if isinstance(leaf, jax.core.Tracer):
                 raise ValueError("touching is static: close over it, do not pass it through jit as an argument")
             if jnp.shape(leaf) != (k,):
                 raise ValueError(f"touching{jax.tree_util.keystr(path)} must be bool[{k}]; got {leaf!r}")
-        return touching
+        return jax.tree.map(np.asarray, touching)  # what JAX's own arrays hold cannot be asked while a program is made
     return grads.touching if isinstance(grads, ObjectiveGrads) else None
 
 

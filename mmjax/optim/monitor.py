@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +11,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from mmjax.conditions import any_run
 from mmjax.optim.geometry import geometry_of, without_inactive
 from mmjax.optim.gradients import count_objectives
-from mmjax.optim.options import check_active, check_num_objectives
+from mmjax.optim.options import check_active, check_num_objectives, check_values
 from mmjax.optim.record import CAPACITY, WeightRecord, empty_record, recorded
 
 PyTree = Any
@@ -79,8 +81,8 @@ def monitor(
 
     At every step: the weights and the losses (extra argument `values`), free of charge. At every `every`-th step, the first
     included: norms, cosines and conflicts of the objectives' gradients, at the cost of two encoder backwards (lazy
-    gradients) or of some products (stacked ones); 0: never. Steps in between pay nothing for it, unless the state is
-    batched by `vmap`: a `cond` then runs both of its branches.
+    gradients) or of some products (stacked ones); 0: never. Steps in between pay nothing for it; under `vmap`, steps at
+    which no run measures.
 
     combiner: any, lazy or stacked, with extra arguments or without. every: static. num_objectives: K, for a state of
     exactly K entries (needed above 16 objectives). Extra arguments of update: the combiner's; `values`, `active`,
@@ -128,10 +130,12 @@ def monitor(
         state = state._replace(
             inner=inner_state,
             record=recorded(state.record, jnp.full(k, jnp.nan) if weights is None else weights[:k]),
-            padded_values=_padded(jnp.full(k, jnp.nan) if values is None else jnp.asarray(values), size),
+            padded_values=_padded(jnp.full(k, jnp.nan) if values is None else check_values(values, k, "monitor"), size),
         )
         if every:
             active = check_active(extra_args.get("active"), k)
+
+            due = state.count % every == 0
 
             def measured(state: MonitorState) -> MonitorState:
                 # Lazy gradients are asked for in here, inside the branch: a step that does not measure computes none.
@@ -143,7 +147,8 @@ def monitor(
                     padded_conflicts=state.padded_conflicts.at[:k, :k].add(cosines < 0),
                 )
 
-            state = jax.lax.cond(state.count % every == 0, measured, lambda state: state, state)
+            found = jax.lax.cond(any_run(due), measured, lambda state: state, state)
+            state = jax.tree.map(partial(jnp.where, due), found, state)  # under vmap each run at its own steps
         return updates, state._replace(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -264,6 +264,10 @@ def _check_arguments(method: str, unimodal_logits: Any, labels: Any, groups: Any
             f"{method} needs one class an example: labels must be integers [B]; got {jnp.result_type(labels)}"
             f"{list(jnp.shape(labels))}"
         )
+    shapes = {m: tuple(jnp.shape(logits)) for m, logits in sorted(unimodal_logits.items())}
+    (batch,) = jnp.shape(labels)
+    if any(len(shape) != 2 or shape[0] != batch for shape in shapes.values()):
+        raise ValueError(f"unimodal_logits must be [B, C] for labels [B], B = {batch} here; got {shapes}")
     labelled = set(jax.tree.leaves(groups))
     for m in sorted(unimodal_logits):
         if f"encoder/{m}" not in labelled:

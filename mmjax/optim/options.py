@@ -91,9 +91,14 @@ def by_objective(name: str, given: Mapping[str, float], names: Sequence[str], de
 
 
 def check_key(key: Any, method: str) -> Array:
-    """Return `key`. Raises ValueError if it is missing."""
+    """Return `key`, one of `jax.random.key` (or `PRNGKey`). Raises ValueError if it is missing, or no key."""
     if key is None:
         raise ValueError(f"{method} draws at random: call update(grads, state, params, key=key), another key each step")
+    dtype = getattr(key, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (jnp.shape(key) == () if typed else dtype == jnp.uint32 and jnp.ndim(key) == 1):
+        what = type(key).__name__ if dtype is None else f"{dtype}{list(jnp.shape(key))}"
+        raise ValueError(f"key must be one key, as from jax.random.key(0); got {what}")
     return key
 
 

@@ -74,7 +74,7 @@ def check_combiner(
       it is back, what it held does not matter.
     - `bfloat16`: such gradients come back in their type, but are computed with in float32.
     - `randomness`: the update depends on `key` exactly where `random` says so.
-    - `devices`: examples spread over two devices give the same updates, for the same keys (where there are two).
+    - `devices`: examples spread over 2, 4 or 8 devices give the same updates, for the same keys (where there are two).
 
     make: K -> transformation, with the same options for every K; or a transformation that takes any K of
       `num_objectives`. One without extra arguments is taken as `optax.chain` takes it.

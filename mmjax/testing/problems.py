@@ -22,7 +22,7 @@ from mmjax.objectives import FUSION, ObjectiveGrads, objective_grads
 PyTree = Any
 Structure = Literal["dense", "encoders"]
 
-EXAMPLES, WIDTH, FUSED, CLASSES = 4, 2, 3, 3
+EXAMPLES, WIDTH, FUSED, CLASSES = 8, 2, 3, 3
 """Batch size, features a modality, parameters of the fusion head, classes."""
 NAMES = ("audio", "gaze", "image", "text", "touch", "video")
 """Modalities; "audio" sorts before "fusion", so that the order of a dict and the order of objectives differ."""
@@ -46,12 +46,12 @@ class Problem:
     [M, B, C], labels int32 [B]: of the uni-modal heads. active: bool [K] or None. seed: of the key.
 
     >>> problem = Problem(
-    ...     "mine", "dense", ("fusion", "audio"), matrix=np.ones((2, 13), np.float32),
-    ...     values=np.array([0.5, 2.0], np.float32), logits=np.zeros((1, 4, 3), np.float32),
-    ...     labels=np.array([0, 1, 2, 0], np.int32),
+    ...     "mine", "dense", ("fusion", "audio"), matrix=np.ones((2, 21), np.float32),
+    ...     values=np.array([0.5, 2.0], np.float32), logits=np.zeros((1, 8, 3), np.float32),
+    ...     labels=np.arange(8, dtype=np.int32) % 3,
     ... )
     >>> problem.num_objectives, problem.modalities, jax.tree.map(np.shape, problem.rows)["encoder"]
-    (2, ('audio',), {'audio': {'kernel': (2, 4, 2)}})
+    (2, ('audio',), {'audio': {'kernel': (2, 8, 2)}})
     """
 
     kind: str
@@ -169,7 +169,7 @@ def _tree(modalities: Sequence[str], *, fusion: Any, encoder: Callable[[str], An
 
 # ---- the lazy form -----------------------------------------------------------------------------------------------------
 
-_ORDER = np.array([2, 0, 3, 1])
+_ORDER = np.array([2, 0, 3, 1, 6, 4, 7, 5])
 """Example b sees row _ORDER[b] of an encoder's kernel: features are no mere copy of parameters."""
 
 

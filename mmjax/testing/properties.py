@@ -321,18 +321,22 @@ def randomness(subject: Subject) -> Failure:
 
 
 def devices(subject: Subject) -> Failure:
-    """Examples spread over two devices give the updates of one, drawn alike: gradients are reduced, then combined."""
+    """Examples spread over 2, 4 or 8 devices, as many as there are, give the updates of one, drawn alike.
+
+    Gradients are reduced, then combined.
+    """
     if "lazy" not in subject.forms:
         raise Skip("only stacked gradients are taken")
     if jax.device_count() < 2:
         raise Skip("there is one device")
+    count = max(n for n in (2, 4, 8) if n <= jax.device_count())
     k = subject.several[0] if subject.several else 1
     there: PyTree = None
     here: PyTree = None
     for problem in _run(subject, problems.conflicting, k, _structures(k)[-1]):
-        got, wanted = subject.update_on_devices(problem, 2, there), subject.update(problem, "lazy", state=here)
+        got, wanted = subject.update_on_devices(problem, count, there), subject.update(problem, "lazy", state=here)
         if broken := _differs(got.flat, wanted.flat, _largest(problem, wanted.flat), subject.rtol):
-            return problem, f"on two devices: {broken}"
+            return problem, f"on {count} devices: {broken}"
         there, here = got.state, wanted.state
     return None
 

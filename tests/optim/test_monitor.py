@@ -131,6 +131,21 @@ def test_devices_see_what_one_sees(problem, route):
     chex.assert_trees_all_close(many, one, rtol=1e-4, atol=1e-6)
 
 
+def test_runs_in_one_program_measure_at_their_own_steps():
+    """And a step at which none measures pays for nothing: the condition stays one."""
+    tx = monitor(uniform(), every=2, num_objectives=2)
+    params, grads = {"w": jnp.zeros(2)}, {"w": jnp.array([[3.0, 4.0], [-1.0, 0.0]])}
+    states = jax.vmap(lambda _: tx.init(params))(jnp.arange(2))
+    states = states._replace(count=jnp.array([2, 3]))
+    many = jax.vmap(lambda state: tx.update(grads, state, params)[1])
+    assert any(equation.primitive.name == "cond" for equation in jax.make_jaxpr(many)(states).eqns)
+    after = many(states)
+    assert after.measurements.tolist() == [1, 0]
+    np.testing.assert_array_equal(after.padded_norms, [[5, 1], [np.nan, np.nan]])
+    assert after.padded_conflicts.tolist() == [[[0, 1], [1, 0]], [[0, 0], [0, 0]]]
+    assert after.count.tolist() == [3, 4]
+
+
 def flops(tx, params, batch):
     compiled = jax.jit(partial(step, tx)).lower(params, tx.init(params), batch).compile()
     return compiled.cost_analysis()["flops"]

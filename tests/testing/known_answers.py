@@ -442,7 +442,7 @@ def bogc_at_the_features(make) -> None:
     """
     problem = problems.random(3, "encoders")
     dead = problem.matrix.copy()
-    dead[1, [1, 3, 5, 7]] = 0  # the second feature of the first encoder, whose kernel is [B, 2]
+    dead[1, 1 : 2 * problems.EXAMPLES : 2] = 0  # the second feature of the first encoder, whose kernel is [B, 2]
     problem = dataclasses.replace(problem, matrix=dead)
     tx, arrays = make(3), problem.arrays()
 
