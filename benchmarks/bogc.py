@@ -4,11 +4,11 @@
                               [--optimizers sgd adam] [--sequential] [--report] [--option VALUE ...]
 
 Every row has the same budget for each optimizer: four learning rates (SGD) or five (Adam) times three values of its own
-knob (τ for laplace, β for ema, parts for microbatch); for joint and uniform, which have none, as many learning rates over
-the same range. The setting with the best mean validation accuracy of the fusion over the tuning seeds (the first of the
-seeds) is kept, and only its test figures are shown: the test accuracy at the epoch that was best on validation. A star marks
-a rate or a knob at the end of its grid. Runs that are in FOLDER already are not taken again. --samples: draws a step of
-Laplace moments; a number of draws needs its own FOLDER.
+knob (τ for laplace, β for ema, parts for microbatch); for joint and uniform, which have none, three times as many learning
+rates, which reach a little beyond the range at both ends (`finer`). The setting with the best mean validation accuracy of
+the fusion over the tuning seeds (the first of the seeds) is kept, and only its test figures are shown: the test accuracy at
+the epoch that was best on validation. A star marks a rate or a knob at the end of its grid. Runs that are in FOLDER already
+are not taken again. --samples: draws a step of Laplace moments; a number of draws needs its own FOLDER.
 
 The seeds and learning rates of one setting run as one program, one run after the other (batched, the Laplace factors of all
 runs would fall out of the cache), with the training set on the device. --sequential takes them one by one with `mmjax.fit`

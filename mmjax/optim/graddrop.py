@@ -56,7 +56,8 @@ def drop_signs(rows: Sequence[Array], key: Array) -> list[Array]:
     size = functools.reduce(jnp.add, [jnp.abs(row) for row in rows])
     # U is in [0, 1): with U < P for one sign and not for the other, an entry of one sign only always stays.
     keeps_positive = uniform_16(key, rows[0].shape) * 2 * size < size + functools.reduce(jnp.add, rows)
-    return [jnp.where(jnp.where(keeps_positive, row > 0, row < 0), row, 0.0) for row in rows]
+    # What is not finite stays, whatever its sign, so that the update shows it.
+    return [jnp.where(jnp.where(keeps_positive, row > 0, row < 0) | ~jnp.isfinite(size), row, 0.0) for row in rows]
 
 
 def uniform_16(key: Array, shape: tuple[int, ...]) -> Array:

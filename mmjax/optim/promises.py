@@ -32,8 +32,9 @@ class Promise(StrEnum):
     """No objective gets worse, to first order: J A(J) >= 0. mgda, upgrad; nash_mtl where its equation has a solution."""
 
     UNIFORM_WHEN_BALANCED = "uniform_when_balanced"
-    """Equal losses and orthogonal gradients of equal norm: A(J) = Σ_k g_k. mimo with penalty = M; mgda, upgrad, imtl_g and
-    aligned_mtl with scale="sum"."""
+    """Equal losses and orthogonal gradients of equal norm: A(J) = Σ_k g_k, also at every step of a run of such problems.
+    mimo with penalty = M; mgda, upgrad, imtl_g and aligned_mtl with scale="sum"; bogc where the evidence is equal, too, as
+    at the first step of running moments."""
 
     LINEAR_UNDER_SCALING = "linear_under_scaling"
     """With the losses held fixed, A(diag(c) J) is linear in c > 0: a shorter gradient has that much less influence, and

@@ -16,6 +16,7 @@ from mmjax.testing import problems
 
 K = 3
 PROBLEM = problems.conflicting(K, "encoders")
+LIKE = PROBLEM.arrays()
 
 
 @lru_cache
@@ -85,11 +86,21 @@ def test_in_front_of_optax_and_over_seeds(name):
     assert states[0][0].weights.shape[0] >= K
 
 
+@pytest.mark.parametrize(("objective", "bad"), [(0, np.nan), (1, np.nan), (1, np.inf)])
+def test_a_gradient_that_is_not_finite_is_seen_in_the_update(objective, bad):
+    """Of an objective that steers, with finite losses: no method may hide it. The trainer stops on it."""
+    rows = jax.tree.map(np.copy, LIKE["rows"])
+    rows["encoder"]["audio"]["kernel"][objective, 0, 0] = bad
+    for name in set(METHODS) - ({"joint"} if objective else set()):  # there only the fusion steers
+        tx = combiner(name)
+        updates, _ = jax.jit(step(tx, PROBLEM))(rows, tx.init(LIKE["params"]), LIKE["params"], arrays_of(PROBLEM))
+        assert not np.isfinite(updates["encoder"]["audio"]["kernel"][0, 0]), name
+
+
 def _without(tree, part):
     return {name: value for name, value in tree.items() if name != part}
 
 
-LIKE = PROBLEM.arrays()
 NONSENSE = {
     "leading axes disagree": (
         {"rows": LIKE["rows"] | {"fusion": {"kernel": np.zeros((2, 3), np.float32)}}},
