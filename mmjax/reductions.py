@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +36,18 @@ class RowMoments(NamedTuple):
 
 
 def row_moments(x: Array) -> RowMoments:
-    """Return mean and sample variance over rows, x [S, ...], S >= 2; the program grows with S."""
-    mean = sum_rows(x) / x.shape[0]
-    return RowMoments(mean, sum_rows((x - mean) ** 2) / (x.shape[0] - 1))
+    """Return mean and sample variance over rows, x [S, ...], S >= 2, as products with a vector of ones.
+
+    For many rows additions would not do: XLA writes the mean anew into every term of the variance.
+    """
+    ones = jnp.ones(x.shape[0], x.dtype)
+
+    def total(rows: Array) -> Array:
+        # full precision: some devices multiply in bfloat16 unless they are told not to
+        return jnp.tensordot(ones, rows, axes=1, precision=jax.lax.Precision.HIGHEST)
+
+    mean = total(x) / x.shape[0]
+    return RowMoments(mean, total((x - mean) ** 2) / (x.shape[0] - 1))
 
 
 def any_row(x: Array) -> Array:
@@ -50,22 +59,48 @@ def any_row(x: Array) -> Array:
     return reduce(jnp.logical_or, list(x))
 
 
+LEAST, MOST = 256, 4096
+"""Length of the axis that is summed at first: short ones are merged with the axes before them, long ones cut."""
+
+
 def sums(arrays: Sequence[Array]) -> Array:
-    """Return the sum of each of these arrays of one shape, [n], in one pass.
+    """Return the sum of each of these arrays of one shape, [n], in one pass; differentiable.
 
     >>> sums([jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])]).tolist()
     [3.0, 7.0]
     """
-    if arrays[0].ndim == 0:
-        return jnp.stack(arrays)
+    return jnp.stack([jnp.sum(part) for part in _partial_sums(tuple(_folded(array) for array in arrays))])
+
+
+def _folded(x: Array) -> Array:
+    """Return x with a last axis of at most `MOST` entries, and at least `LEAST` if it has as many; filled up with zeros."""
+    size, lead = 1, x.ndim
+    while lead and size < LEAST:
+        lead -= 1
+        size *= x.shape[lead]
+    x = x.reshape(*x.shape[:lead], size)
+    if size <= MOST:
+        return x
+    blocks = -(-size // MOST)
+    room = [(0, 0)] * lead + [(0, blocks * MOST - size)]
+    return jnp.pad(x, room).reshape(*x.shape[:lead], blocks, MOST)
+
+
+@jax.custom_jvp
+def _partial_sums(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Sum each over its last axis, in one reduction of many operands; one running sum is never longer than `MOST`."""
 
     def add(one: Sequence[Array], two: Sequence[Array]) -> tuple[Array, ...]:
         return tuple(a + b for a, b in zip(one, two, strict=True))
 
     zeros = tuple(jnp.zeros((), array.dtype) for array in arrays)
-    # The last axis first: partial sums keep digits that one running sum over millions of entries would lose.
-    partial = jax.lax.reduce(tuple(arrays), zeros, add, (arrays[0].ndim - 1,))
-    return jnp.stack([jnp.sum(array) for array in partial])
+    return tuple(jax.lax.reduce(arrays, zeros, add, (arrays[0].ndim - 1,)))
+
+
+@_partial_sums.defjvp
+def _partial_sums_jvp(primals: Any, tangents: Any) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    # JAX has no derivative of such a reduction where some of its operands are constant.
+    return _partial_sums(*primals), tuple(jnp.sum(tangent, axis=-1) for tangent in tangents[0])
 
 
 def means_where(marked: Sequence[tuple[Array, Array]], axis_name: str | None = None) -> Array:

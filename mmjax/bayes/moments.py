@@ -315,13 +315,12 @@ def laplace(
             made = posteriors(totals, prior(setting))
             for k, name in enumerate(made):
                 here = given.active[k]
-                made[name] = jax.tree.map(lambda a, b, on=here: jnp.where(on, a, b), made[name], state.posteriors[name])
+                # Under vmap this may be another run's turn.
+                made[name] = jax.tree.map(partial(jnp.where, here & due), made[name], state.posteriors[name])
             return made
 
         due = jnp.asarray(due, bool)
-        fresh = jax.lax.cond(any_run(due), anew, lambda: state.posteriors)
-        # Under vmap `due` is a run's own; without it, it is what was asked.
-        return state._replace(posteriors=jax.tree.map(partial(jnp.where, due), fresh, state.posteriors))
+        return state._replace(posteriors=jax.lax.cond(any_run(due), anew, lambda: state.posteriors))
 
     def estimate(
         setting: Setting, gradients: Gradients, state: LaplaceState, given: Given

@@ -54,25 +54,25 @@ def drop_signs(rows: Sequence[Array], key: Array) -> list[Array]:
     """
     # Sums over rows, not over an axis of a stacked array, and no division: all of this then is one pass over the rows.
     size = functools.reduce(jnp.add, [jnp.abs(row) for row in rows])
-    # U is in [0, 1): with U < P for one sign and not for the other, an entry of one sign only always stays.
-    keeps_positive = uniform_16(key, rows[0].shape) * 2 * size < size + functools.reduce(jnp.add, rows)
+    # U is in (0, 1): with U < P for one sign and not for the other, an entry of one sign only always stays.
+    keeps_positive = uniform_16(key, rows[0].shape) * size < 0.5 * size + 0.5 * functools.reduce(jnp.add, rows)
     # What is not finite stays, whatever its sign, so that the update shows it.
     return [jnp.where(jnp.where(keeps_positive, row > 0, row < 0) | ~jnp.isfinite(size), row, 0.0) for row in rows]
 
 
 def uniform_16(key: Array, shape: tuple[int, ...]) -> Array:
-    """Return float32 draws from {0, ..., 65535}/65536, two from one 32-bit number: half of the cost of `uniform`.
+    """Return float32 draws from {½, 1½, ..., 65535½}/65536, two from one 32-bit number: half of the cost of `uniform`.
 
-    A probability comes out right to 2^-16.
+    U < P comes out with P rounded to a multiple of 2^-16; U and 1 − U have one distribution.
 
     >>> draws = uniform_16(jax.random.key(0), (3, 333))
-    >>> draws.shape, bool((draws >= 0).all() and (draws < 1).all()), round(float(draws.mean()), 1)
+    >>> draws.shape, bool((draws > 0).all() and (draws < 1).all()), round(float(draws.mean()), 1)
     ((3, 333), True, 0.5)
     """
     count = math.prod(shape)
     bits = jax.random.bits(key, ((count + 1) // 2,), jnp.uint32)
     halves = jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(-1)[:count].reshape(shape)
-    return halves.astype(jnp.float32) * 2.0**-16
+    return (halves.astype(jnp.float32) + 0.5) * 2.0**-16
 
 
 def graddrop(*, num_objectives: int | None = None) -> optax.GradientTransformationExtraArgs:

@@ -74,8 +74,8 @@ def touching_of(grads: ObjectiveGrads | PyTree, touching: PyTree | None) -> PyTr
     if touching is not None:
         k = count_objectives(grads)
         ours: Any = jax.tree.structure(touching)
-        theirs: Any = None if isinstance(grads, ObjectiveGrads) else jax.tree.structure(grads)
-        if theirs is not None and ours != theirs:
+        theirs: Any = jax.tree.structure(grads.touching if isinstance(grads, ObjectiveGrads) else grads)
+        if ours != theirs:
             raise ValueError(f"touching must be a tree like params: {theirs}; got {ours}")
         for path, leaf in jax.tree.leaves_with_path(touching):
             if isinstance(leaf, jax.core.Tracer):

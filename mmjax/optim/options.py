@@ -96,7 +96,8 @@ def check_key(key: Any, method: str) -> Array:
         raise ValueError(f"{method} draws at random: call update(grads, state, params, key=key), another key each step")
     dtype = getattr(key, "dtype", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if not (jnp.shape(key) == () if typed else dtype == jnp.uint32 and jnp.ndim(key) == 1):
+    # without a type of its own, a key is 2 numbers (threefry) or 4 (rbg, unsafe_rbg)
+    if not (jnp.shape(key) == () if typed else dtype == jnp.uint32 and jnp.shape(key) in ((2,), (4,))):
         what = type(key).__name__ if dtype is None else f"{dtype}{list(jnp.shape(key))}"
         raise ValueError(f"key must be one key, as from jax.random.key(0); got {what}")
     return key

@@ -325,6 +325,22 @@ def test_temperature_and_relative_evidence():
     np.testing.assert_allclose(weights(10.0, relative=True), weights(1.0, relative=True), rtol=1e-5)
 
 
+def test_an_update_has_a_derivative_with_respect_to_the_temperature():
+    rows = np.random.default_rng(4).normal(size=(2, 2, 6, 5)).astype(np.float32)
+    params = {"w": jnp.zeros((6, 5))}
+
+    @jax.jit
+    def last(temperature):
+        tx = bogc(ema(), level="parameters", num_objectives=2, temperature=temperature)
+        state = tx.init(params)
+        for g in rows:
+            update, state = tx.update({"w": g}, state, params)
+        return jnp.sum(update["w"] * rows[0, 0])
+
+    slope = jax.jit(jax.grad(last))(2.0)
+    np.testing.assert_allclose(slope, (last(2.01) - last(1.99)) / 0.02, rtol=1e-2)
+
+
 def test_refresh_is_taken_when_the_caller_says_so(problem):
     params, batch = problem
     tx = bogc(laplace(), **SETTING)

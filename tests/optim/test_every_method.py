@@ -78,8 +78,9 @@ def test_in_front_of_optax_and_over_seeds(name):
         found, many = together(stack(rows), many, params, stack(arrays))
         for i in (0, 1):
             updates, states[i] = alone(rows[i], states[i], params, arrays[i])
-            close = lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=2e-3, atol=1e-5)  # noqa: E731
+            close = lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=2e-3, atol=1e-4)  # noqa: E731
             jax.tree.map(close, found, updates)
+            jax.tree.map(close, many, states[i])  # after the first step MultiSteps holds the combiner's update
     assert alone._cache_size() == together._cache_size() == 1
     assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))
     assert any(np.abs(u).max() > 0 for u in jax.tree.leaves(updates))
@@ -119,14 +120,17 @@ FOR_SOME = {
     "no losses": ({"values": None}, "call update"),
     "no key": ({"key": None}, "call update"),
 }
+WEIGHS_BY_LOSSES = {"mimo", "stch", "uncertainty", "dwa", "famo", "gblend"}
+ON_ROWS = {"mgda", "upgrad", "cagrad", "pcgrad", "imtl_g", "nash_mtl", "aligned_mtl", "mmpareto", "graddrop", "bogc"}
+DRAWS = {"pcgrad", "graddrop", "rlw", "ogm_ge"}
 USED_BY = {  # a method that does not use an argument takes no notice of it
-    "losses of another length": {"mimo", "stch", "uncertainty", "dwa", "famo", "gblend"},
-    "a part of touching": {"joint", "mgda", "upgrad", "cagrad", "pcgrad", "mmpareto", "graddrop", "bogc"},
-    "a number for a key": {"pcgrad", "graddrop", "rlw", "ogm_ge"},
-    "two keys": {"pcgrad", "graddrop", "rlw", "ogm_ge"},
+    "losses of another length": WEIGHS_BY_LOSSES | {"rlw"},
+    "a part of touching": ON_ROWS | {"joint"},
+    "a number for a key": DRAWS,
+    "two keys": DRAWS,
     "logits of another batch": {"ogm", "ogm_ge"},
-    "no losses": {"mimo", "stch", "uncertainty", "dwa", "famo", "gblend"},
-    "no key": {"pcgrad", "graddrop", "rlw", "ogm_ge"},
+    "no losses": WEIGHS_BY_LOSSES,
+    "no key": DRAWS,
 }
 
 
@@ -147,11 +151,13 @@ def test_nonsense_is_named_by_every_method(what):
 
 
 @pytest.mark.parametrize("what", USED_BY)
-def test_nonsense_is_named_by_the_methods_that_use_it(what):
+def test_nonsense_is_named_by_the_methods_that_use_it_and_by_no_other(what):
     change, message = FOR_SOME[what]
     for name in USED_BY[what]:
         with pytest.raises(ValueError, match=message):
             given_nonsense(name, change)
+    for name in set(METHODS) - USED_BY[what]:
+        given_nonsense(name, change)
 
 
 def test_a_monitor_names_nonsense_of_its_own():

@@ -397,9 +397,12 @@ def mmpareto_restores_the_step(make) -> None:
 
 
 def bogc_of_two_steps(make) -> None:
-    """Moving moments with decay 0.9 over two steps of one leaf, at one entry one objective dead, at one both; float64."""
-    series = np.float32([[[1, 2, 3, 0], [1, -1, 0, 0]], [[1.5, 2.2, 1, 0], [0, 3, 0, 0]]])
-    params = {"w": np.zeros(4, np.float32)}
+    """Moving moments with decay 0.9 over two steps of one leaf, in float64.
+
+    At one entry one objective is dead, at one both, and at one a gradient repeats: variance 0, evidence 1/ε.
+    """
+    series = np.float32([[[1, 2, 3, 0, 0.7], [1, -1, 0, 0, 5]], [[1.5, 2.2, 1, 0, 0.7], [0, 3, 0, 0, -4]]])
+    params = {"w": np.zeros(5, np.float32)}
     tx = make(2)
     state = tx.init(params)
     for rows in series:
@@ -407,7 +410,7 @@ def bogc_of_two_steps(make) -> None:
     g = series.astype(np.float64)
     rate = 0.1 / (1 - 0.9**2)
     variance = (1 - rate) * rate * (g[1] - g[0]) ** 2
-    live = np.array([[True, True, True, False], [True, True, False, False]])
+    live = np.array([[True, True, True, False, True], [True, True, False, False, True]])
     typical = variance[live].mean()
     evidence = np.where(live, typical / (variance + 1e-3 * typical), 0)
     belief = evidence / (evidence + 1)

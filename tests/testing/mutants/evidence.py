@@ -58,7 +58,7 @@ MUTANTS = {
         make_bogc,
     ),
     "bogc: zero variance counted as certainty": Mutant(
-        lambda k: weighed_by("jnp.where(live, jnp.mean(variance) / (variance + 1e-30), 0)")(
+        lambda k: weighed_by("jnp.where(live, jnp.mean(variance, where=live) / (variance + 1e-30), 0)")(
             ema(0.9), level="parameters", num_objectives=k
         ),
         CHECK,
