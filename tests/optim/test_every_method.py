@@ -55,7 +55,12 @@ def arrays_of(problem):
     return {name: value for name, value in extra_arguments(problem).items() if name not in STATIC}
 
 
-@pytest.mark.parametrize("name", METHODS)
+# one of each kind in `make test`, all of them in `make soak`
+OF_EACH_KIND = {"joint", "stch", "dwa", "mgda", "pcgrad", "nash_mtl", "graddrop", "rlw", "ogm_ge", "agm", "bogc"}
+IN_TURN = [name if name in OF_EACH_KIND else pytest.param(name, marks=pytest.mark.soak) for name in METHODS]
+
+
+@pytest.mark.parametrize("name", IN_TURN)
 def test_in_front_of_optax_and_over_seeds(name):
     """MultiSteps, apply_if_finite and partition behind it, a rate in the state, two runs in one program; compiled once."""
     labels = {"encoder": "a", "fusion": "b", "head": "b"}
