@@ -301,6 +301,7 @@ def laplace(
             return state
         if setting.num_examples is None:
             raise ValueError("laplace refreshed from mini-batches needs num_examples, the size of the training set")
+        due = jnp.asarray(due, bool)
         examples, last_layer = setting.num_examples, given.last_layer
         assert last_layer is not None
 
@@ -319,7 +320,6 @@ def laplace(
                 made[name] = jax.tree.map(partial(jnp.where, here & due), made[name], state.posteriors[name])
             return made
 
-        due = jnp.asarray(due, bool)
         return state._replace(posteriors=jax.lax.cond(any_run(due), anew, lambda: state.posteriors))
 
     def estimate(

@@ -404,7 +404,7 @@ TASK = Task("classification", 2, ("no", "yes"))
 
 def sound(**changes: object) -> Dataset:
     # the changes are wrong types on purpose
-    return Dataset(**{"inputs": {"a": np.ones((2, 3))}, "label": np.array([0, 1]), "task": TASK, **changes})  # type: ignore[arg-type]
+    return Dataset(**{"inputs": {"a": np.ones((2, 3))}, "label": np.array([0, 1]), "task": TASK, **changes})  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_a_dataset_is_consistent_by_construction() -> None:

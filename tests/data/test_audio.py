@@ -99,7 +99,7 @@ def test_shapes_of_the_two_sizes() -> None:
 def test_what_cannot_be_is_an_error(options: dict[str, int], shape: tuple[int, ...], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         # linen's own fields (parent, name) are in its signature, and are no ints
-        Spectrogram(**options)(jnp.zeros(shape))  # type: ignore[arg-type]
+        Spectrogram(**options)(jnp.zeros(shape))  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize("std", [0.0, -1.0, float("nan")])

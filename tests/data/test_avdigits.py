@@ -70,7 +70,7 @@ def test_one_modality_only() -> None:
 
 def test_the_file_is_small() -> None:
     # a Traversable has no stat in its type; an installed package's is a Path
-    assert resources.files("mmjax.data").joinpath("avdigits.npz").stat().st_size < 2 * 2**20  # type: ignore[attr-defined]
+    assert resources.files("mmjax.data").joinpath("avdigits.npz").stat().st_size < 2 * 2**20  # type: ignore[attr-defined]  # on disk it is a Path
 
 
 def accuracy(splits: Splits, modalities: tuple[str, ...]) -> float:

@@ -278,6 +278,17 @@ def test_one_objective_is_its_gradient_without_conservatism():
     np.testing.assert_allclose(update["w"], [0.5, -3, 0], rtol=1e-6)
 
 
+def test_balanced_gradients_that_repeat_stay_uniform():
+    """Over a run: where no gradient changes, all evidence is equal."""
+    rows = 2.0 * jnp.linalg.qr(np.random.default_rng(5).normal(size=(9, 3)))[0].T
+    tx = bogc(ema(), level="parameters", num_objectives=3, conservatism=False)
+    params = {"w": jnp.zeros(9)}
+    state = tx.init(params)
+    for _ in range(4):
+        update, state = tx.update({"w": rows}, state, params)
+        np.testing.assert_allclose(update["w"], rows.sum(axis=0), rtol=1e-4, atol=1e-5)
+
+
 def test_an_absent_objective_has_no_say_and_its_memory_stays():
     def run(active):
         tx = bogc(ema(), level="parameters", num_objectives=3)
