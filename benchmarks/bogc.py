@@ -150,8 +150,8 @@ def take_together(config: Config, splits: Splits, rates: tuple[float, ...], seed
     def start(rate: float, seed: int) -> Any:
         own = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
         made = dataclasses.replace(experiment, config=own).initial_state()
-        combiner, (optimizer, _) = made.opt_state
-        return made.replace(opt_state=(combiner, (optimizer, _RateState(jnp.float32(rate)))))
+        watched, (optimizer, _) = made.opt_state
+        return made.replace(opt_state=(watched, (optimizer, _RateState(jnp.float32(rate)))))
 
     state = jax.tree.map(lambda *x: jnp.stack(x), *(start(*run) for run in runs))
 
@@ -188,12 +188,12 @@ def take_together(config: Config, splits: Splits, rates: tuple[float, ...], seed
     def renewed_run(state: Any, whole: list[Batch]) -> Any:
         assert refresh is not None
         variables = {"params": state.params, **state.model_state}
-        carry = refresh.start(state.opt_state[0])
+        carry = refresh.start(state.opt_state[0].inner)
         for part in whole:
             outputs = inference.model.apply(variables, prepare(inference, part.inputs))
             carry = refresh.add(carry, outputs, part.label, part.weight)
-        combiner = refresh.finish(carry, state.opt_state[0])
-        return state.replace(opt_state=(combiner, *state.opt_state[1:]))
+        watched = state.opt_state[0]._replace(inner=refresh.finish(carry, state.opt_state[0].inner))
+        return state.replace(opt_state=(watched, *state.opt_state[1:]))
 
     history: dict[str, list[Any]] = {"validation": [], "test": []}
     for e in range(epochs):
@@ -205,7 +205,7 @@ def take_together(config: Config, splits: Splits, rates: tuple[float, ...], seed
         state = epoch(state, indices, train)
         for split, data in (("validation", splits.validation), ("test", splits.test)):
             history[split].append(jax.device_get(evaluate(state, gather(data, np.arange(len(data))))))
-    told = jax.device_get(getattr(state.opt_state[0], "diagnostics", {}))
+    told = jax.device_get(state.opt_state[0].diagnostics)
     records = []
     for i, (rate, seed) in enumerate(runs):
         scores = [at["fusion/accuracy"][i] for at in history["validation"]]

@@ -44,7 +44,7 @@ def flops(function: Any, *args: Any) -> float:
 def step_flops(
     combiner: optax.GradientTransformation, *, probe_heads: bool = False, rule: Rule = plain_losses
 ) -> float:
-    training = lenet_training(optax.chain(combiner, optax.sgd(0.01)), probe_heads=probe_heads, rule=rule)
+    training = lenet_training(combiner, optax.sgd(0.01), probe_heads=probe_heads, rule=rule)
     state = jax.eval_shape(lambda: lenet_state(training))
     return flops(partial(train_step, training), state, jax.eval_shape(lenet_batch))
 
@@ -71,7 +71,7 @@ def method_rows(uniform: float) -> list[tuple[str, float, float]]:
 
 
 def gradient_flops(take: Any) -> float:
-    training = lenet_training(optax.chain(mmjax.optim.uniform(num_objectives=3), optax.sgd(0.01)))
+    training = lenet_training(mmjax.optim.uniform(num_objectives=3), optax.sgd(0.01))
     state = jax.eval_shape(lambda: lenet_state(training))
     return flops(lambda s, b: take(_gradients(training, s, b)[1]), state, jax.eval_shape(lenet_batch))
 
@@ -120,7 +120,7 @@ def refresh_flops(size: int = 512) -> float:
     """Return the FLOPs of one pass over the training set, its Cholesky factors left out."""
     refresh = bogc_survey(laplace(), 1, num_examples=EXAMPLES, layout=LENET_LAYOUT)
     assert refresh is not None
-    training = lenet_training(optax.chain(mmjax.optim.uniform(num_objectives=3), optax.sgd(0.01)))
+    training = lenet_training(mmjax.optim.uniform(num_objectives=3), optax.sgd(0.01))
     state = jax.eval_shape(lambda: lenet_state(training))
     batch = jax.eval_shape(lambda: lenet_batch(size))
     variables = {"params": state.params, **state.model_state}

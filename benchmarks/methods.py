@@ -80,10 +80,10 @@ def mlp_step(config: MethodConfig, num_modalities: int) -> tuple[Callable[..., A
         heads={m: Head(CLASSES, ()) for m in names},
         probe_heads=config.probe_heads,
     )
-    tx = optax.chain(config.build(context((FUSION, *names))), optax.sgd(0.01))
-    training = Training(Inference(model, Task("classification", CLASSES)), tx, config.objectives)
+    inference, combiner = Inference(model, Task("classification", CLASSES)), config.build(context((FUSION, *names)))
+    training = Training(inference, combiner, optax.sgd(0.01), config.objectives)
     example = {m: jnp.zeros((1, INPUTS)) for m in names}
-    state = create_state(model, example, tx, num_modalities + 1, seed=0)
+    state = create_state(model, example, training.tx, num_modalities + 1, seed=0)
     keys = jax.random.split(jax.random.key(0), num_modalities + 1)
     inputs = {m: jax.random.normal(k, (BATCH, INPUTS)) for m, k in zip(names, keys, strict=False)}
     label = jax.random.randint(keys[-1], (BATCH,), 0, CLASSES)

@@ -21,7 +21,11 @@ SHAPES = {"image": (28, 28, 1), "audio": (112, 112, 1)}
 
 
 def lenet_training(
-    tx: optax.GradientTransformation, *, probe_heads: bool = False, rule: Rule = plain_losses
+    combiner: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
+    *,
+    probe_heads: bool = False,
+    rule: Rule = plain_losses,
 ) -> Training:
     """The published two-modality AV-MNIST LeNet (c = 6, batch norm, heads with 100 hidden units)."""
     model = MultiModal(
@@ -30,7 +34,7 @@ def lenet_training(
         heads={"image": Head(10, (100,)), "audio": Head(10, (100,))},
         probe_heads=probe_heads,
     )
-    return Training(Inference(model, Task("classification", 10)), tx, rule)
+    return Training(Inference(model, Task("classification", 10)), combiner, optimizer, rule)
 
 
 def lenet_context() -> MethodContext:

@@ -109,13 +109,14 @@ class Mmjax:
             "uniform": partial(optim.uniform, num_objectives=3),
             "mimo": partial(optim.mimo, PENALTY, SMOOTHING, num_objectives=3),
         }[method]()
-        tx = optax.chain(combiner, optax.adam(LEARNING_RATE))
+        optimizer = optax.adam(LEARNING_RATE)
         if problem == "avdigits MLP":
-            training = Training(Inference(build_model(ModelConfig(), MODALITIES, 10), Task("classification", 10)), tx)
+            inference = Inference(build_model(ModelConfig(), MODALITIES, 10), Task("classification", 10))
+            training = Training(inference, combiner, optimizer)
         else:
-            training = lenet_training(tx)
+            training = lenet_training(combiner, optimizer)
         example = {m: x[:1] for m, x in batches[0].inputs.items()}
-        state = create_state(training.inference.model, example, tx, 3, seed=0)
+        state = create_state(training.inference.model, example, training.tx, 3, seed=0)
         self._jax = jax
         self._first = state
         self._batches = [jax.device_put(Batch(b.inputs, b.label, np.ones(BATCH, np.float32))) for b in batches]

@@ -57,31 +57,16 @@ def without_inactive(geometry: Geometry, active: Array | None) -> Geometry:
     return Geometry(jnp.where(active, geometry.norms, jnp.nan), jnp.where(both, geometry.cosines, jnp.nan))
 
 
-def gradient_geometry(
-    grads: ObjectiveGrads | PyTree, names: Sequence[str] | None = None, *, active: Array | None = None
-) -> dict[str, Array]:
-    """Return `geometry_of(grads)` by name: {"norm/a": ‖∇L_a‖, ..., "cosine/a/b": cos(∇L_a, ∇L_b), ...}.
+def named_geometry(geometry: Geometry, names: Sequence[str]) -> dict[str, Array]:
+    """Return a geometry by name: {"norm/a": ‖∇L_a‖, ..., "cosine/a/b": cos(∇L_a, ∇L_b), ...}; names in objective order.
 
-    names: of the objectives of a stacked tree, every one of which reaches every parameter; lazy gradients know theirs.
-    A pair that meets in no parameter has no entry. Names in objective order, "fusion" first. active: bool [K]; NaN for
-    what is not.
-
-    >>> import mmjax
-    >>> def losses_fn(params):
-    ...     return {"fusion": params["a"] ** 2 + params["b"] ** 2, "m": -(params["a"] ** 2)}
-    >>> _, grads = mmjax.objective_grads(losses_fn)({"a": 1.0, "b": 2.0})
-    >>> {k: round(float(v), 3) for k, v in gradient_geometry(grads).items()}
-    {'norm/fusion': 4.472, 'norm/m': 2.0, 'cosine/fusion/m': -1.0}
+    >>> geometry = geometry_of({"w": jnp.array([[3.0, 4.0], [-1.0, 0.0]])})
+    >>> {k: round(float(v), 3) for k, v in named_geometry(geometry, ("fusion", "m")).items()}
+    {'norm/fusion': 5.0, 'norm/m': 1.0, 'cosine/fusion/m': -0.6}
     """
-    norms, cosines = without_inactive(geometry_of(grads), active)
-    if isinstance(grads, ObjectiveGrads):
-        names = grads.names
-        reach = [dict.fromkeys(np.flatnonzero(leaf).tolist()) for leaf in jax.tree.leaves(grads.touching)]
-    else:
-        names = tuple(names or ())
-        reach = [dict.fromkeys(range(len(names)))]
+    norms, cosines = geometry
     return {f"norm/{name}": norms[k] for k, name in enumerate(names)} | {
-        f"cosine/{names[a]}/{names[b]}": cosines[a, b] for a, b in _meeting(reach, len(names))
+        f"cosine/{names[a]}/{names[b]}": cosines[a, b] for a in range(len(names)) for b in range(a + 1, len(names))
     }
 
 

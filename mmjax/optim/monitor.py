@@ -51,8 +51,13 @@ class MonitorState(NamedTuple):
 
     @property
     def values(self) -> Array:
-        """The last losses, [K]; NaN where none came."""
+        """The last losses, [K]; NaN where none came, and for inactive objectives."""
         return self._cut(self.padded_values, 1)
+
+    @property
+    def diagnostics(self) -> dict[str, Array]:
+        """The combiner's own, {name: scalar}; empty for one that has none."""
+        return getattr(self.inner, "diagnostics", {})
 
     @property
     def norms(self) -> Array:
@@ -126,15 +131,14 @@ def monitor(
         updates, inner_state = inner.update(grads, state.inner, params, **extra_args)
         k = count_objectives(grads)
         weights = getattr(inner_state, "weights", None)
-        values = extra_args.get("values")
+        values, active = extra_args.get("values"), check_active(extra_args.get("active"), k)
+        losses = jnp.full(k, jnp.nan) if values is None else check_values(values, k, "monitor")
         state = state._replace(
             inner=inner_state,
             record=recorded(state.record, jnp.full(k, jnp.nan) if weights is None else weights[:k]),
-            padded_values=_padded(jnp.full(k, jnp.nan) if values is None else check_values(values, k, "monitor"), size),
+            padded_values=_padded(losses if active is None else jnp.where(active, losses, jnp.nan), size),
         )
         if every:
-            active = check_active(extra_args.get("active"), k)
-
             due = state.count % every == 0
 
             def measured(state: MonitorState) -> MonitorState:

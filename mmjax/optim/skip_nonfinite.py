@@ -41,6 +41,11 @@ class SkipNonfiniteState(NamedTuple):
         """The combiner's last weights: those of the last step that was not skipped."""
         return self.inner.weights
 
+    @property
+    def diagnostics(self) -> dict[str, Array]:
+        """The combiner's own, of that step, {name: scalar}; empty for one that has none."""
+        return getattr(self.inner, "diagnostics", {})
+
 
 def skip_nonfinite(
     combiner: optax.GradientTransformation, *, num_objectives: int | None = None

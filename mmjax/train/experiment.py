@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import jax
 import numpy as np
-import optax
 from jax import Array
 
 from mmjax.config import Config, Layout, MethodContext, validate
@@ -144,10 +143,10 @@ def _build_classifier(inference: Inference, steps_per_epoch: int, **common: Any)
         task=inference.task,
         layout=_layout(inference, splits.train),
     )
-    tx = optax.chain(config.method.build(context), config.optimizer.build(common["total_steps"]))
     training = Training(
         inference=inference,
-        tx=tx,
+        combiner=config.method.build(context),
+        optimizer=config.optimizer.build(common["total_steps"]),
         rule=config.method.objectives,
         label_smoothing=train.label_smoothing,
         class_weights=_balanced(splits.train) if train.class_weights == "balanced" else None,

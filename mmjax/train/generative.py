@@ -22,7 +22,7 @@ from mmjax.generative.methods import GenerativeMethod
 from mmjax.generative.reader import Reader, flat
 from mmjax.generative.visible import Moments, check_moments, merge_moments, moments
 from mmjax.objectives import FUSION
-from mmjax.optim.geometry import gradient_geometry
+from mmjax.optim.geometry import geometry_of, named_geometry
 from mmjax.train.base import Experiment
 from mmjax.train.predictor import BATCH, over_dataset
 from mmjax.train.state import TrainState, create_state
@@ -104,7 +104,7 @@ class Generative(Experiment):
             return jax.grad(lambda params: self._losses(params, state, batch)[1][0][place])(state.params)
 
         rows = [one(place) for place in range(len(self.names))]
-        return gradient_geometry(jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows), self.names)
+        return named_geometry(geometry_of(jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)), self.names)
 
     def ready(self, variables: PyTree) -> PyTree:
         """Return the variables with the linear classifier fitted on the features of complete training examples."""

@@ -308,8 +308,9 @@ class _Loop:
 
     def _refresh(self, refresher: Refresher, state: TrainState) -> TrainState:
         local = self.experiment.route.local_state(state)
-        combiner = refresher(_variables(local), local.opt_state[0], self.experiment.splits.train)
-        return state.replace(opt_state=(self.experiment.route.place_state(combiner), *state.opt_state[1:]))
+        combiner = refresher(_variables(local), local.opt_state[0].inner, self.experiment.splits.train)
+        watched = state.opt_state[0]._replace(inner=self.experiment.route.place_state(combiner))
+        return state.replace(opt_state=(watched, *state.opt_state[1:]))
 
     def _evaluate(self, done: int, local: TrainState) -> np.ndarray:
         """Evaluate on validation and choose the best; return the objectives' losses there, [K]."""

@@ -20,7 +20,8 @@ from mmjax.method import Forward, Rule, plain_losses
 from mmjax.models.heads import LastLayer
 from mmjax.models.multimodal import Outputs, parameter_groups
 from mmjax.objectives import FUSION, ObjectiveGrads, objective_grads, objective_names
-from mmjax.optim.geometry import gradient_geometry
+from mmjax.optim.geometry import Geometry, named_geometry
+from mmjax.optim.monitor import MonitorState, monitor
 from mmjax.train.modality_dropout import drop_modalities
 from mmjax.train.state import TrainState, trained_params
 
@@ -44,13 +45,15 @@ class Inference:
 class Training:
     """What it takes to train, besides the state.
 
-    tx: optax.chain(combiner, ...). rule: the method's objectives. class_weights: one a class, or None. axis_name: the
-    devices' axis under pmap; None under jit. modality_dropout: probability that an example loses a modality that it has.
-    frozen: modules (names in `params`) that stay as they are. counted: the objectives that count, one flag each; None: all.
+    combiner: what balances the objectives. optimizer: what follows it. rule: the method's objectives. class_weights: one a
+    class, or None. axis_name: the devices' axis under pmap; None under jit. modality_dropout: probability that an example
+    loses a modality that it has. frozen: modules (names in `params`) that stay as they are. counted: the objectives that
+    count, one flag each; None: all.
     """
 
     inference: Inference
-    tx: optax.GradientTransformationExtraArgs
+    combiner: optax.GradientTransformation
+    optimizer: optax.GradientTransformation
     rule: Rule = plain_losses
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
@@ -58,6 +61,20 @@ class Training:
     modality_dropout: float = 0.0
     frozen: tuple[str, ...] = ()
     counted: tuple[bool, ...] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The objectives, in their order."""
+        return objective_names(cast(Any, self.inference.model).objectives)
+
+    @property
+    def tx(self) -> optax.GradientTransformationExtraArgs:
+        """The combiner, watched, and the optimizer: first in its state is a `MonitorState`."""
+        return self.measuring(0)
+
+    def measuring(self, every: int) -> optax.GradientTransformationExtraArgs:
+        """Return `tx`, measuring the gradients' geometry at every `every`-th step (0: never); the state is the same."""
+        return optax.chain(monitor(self.combiner, every, num_objectives=len(self.names)), self.optimizer)
 
 
 class StepMetrics(NamedTuple):
@@ -163,7 +180,7 @@ def _gradients(training: Training, state: TrainState, batch: Batch) -> tuple[Arr
             decide=lambda features: apply(params, features, batch.present, "decide")[0],
             loss=loss,
             mean_over_devices=partial(_mean_over_devices, training.axis_name),
-            state=state.opt_state[0],
+            state=state.opt_state[0].inner,
             key=jax.random.fold_in(key, 2),
             active=_active(training, batch, outputs),
         )
@@ -201,8 +218,16 @@ def _with_frozen(new: PyTree, old: PyTree, frozen: tuple[str, ...]) -> PyTree:
     }
 
 
-def train_step(training: Training, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-    """Take one step: losses, per-objective gradients, combiner and optimizer, new parameters and statistics."""
+class _Move(NamedTuple):
+    """What a step comes to: losses [K] and whether each is finite, or does not count; updates; what is carried on."""
+
+    sound: Array
+    updates: PyTree
+    opt_state: PyTree
+    model_state: PyTree
+
+
+def _move(training: Training, tx: optax.GradientTransformationExtraArgs, state: TrainState, batch: Batch) -> _Move:
     batch = _with_dropout(training, _dropout_key(state), batch)
     values, grads, aux, model_state = _gradients(training, state, batch)
     outputs = aux.outputs
@@ -215,7 +240,7 @@ def train_step(training: Training, state: TrainState, batch: Batch) -> tuple[Tra
         missing["present"] = outputs.present_by_objective
         logit_loss = {name: partial(_loss, training, batch, outputs.here(name)) for name in grads.names}
     trained = trained_params(state.params, training.frozen)
-    updates, opt_state = training.tx.update(
+    updates, opt_state = tx.update(
         grads,
         state.opt_state,
         trained,
@@ -231,16 +256,23 @@ def train_step(training: Training, state: TrainState, batch: Batch) -> tuple[Tra
         **aux.extra,
     )
     sound = jnp.isfinite(values) if active is None else jnp.isfinite(values) | ~active
-    finite = jnp.append(sound, _all_finite(updates))
+    return _Move(sound, updates, opt_state, model_state)
+
+
+def train_step(training: Training, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    """Take one step: losses, per-objective gradients, combiner and optimizer, new parameters and statistics."""
+    move = _move(training, training.tx, state, batch)
+    finite = jnp.append(move.sound, _all_finite(move.updates))
+    trained = trained_params(state.params, training.frozen)
     new_state = state.replace(
         step=state.step + 1,
-        params={**state.params, **optax.apply_updates(trained, updates)},
-        model_state=model_state,
-        opt_state=opt_state,
+        params={**state.params, **optax.apply_updates(trained, move.updates)},
+        model_state=move.model_state,
+        opt_state=move.opt_state,
         first_bad=jnp.where((state.first_bad < 0) & ~finite, state.step, state.first_bad),
     )
-    told = values if active is None else jnp.where(active, values, jnp.nan)
-    return new_state, StepMetrics(told, opt_state[0].weights)
+    watched: MonitorState = move.opt_state[0]
+    return new_state, StepMetrics(watched.values, watched.weights)
 
 
 def _all_finite(tree: PyTree) -> Array:
@@ -248,13 +280,13 @@ def _all_finite(tree: PyTree) -> Array:
 
 
 def measure_gradients(training: Training, state: TrainState, batch: Batch) -> dict[str, Array]:
-    """Return norms and cosines of the objectives' gradients at this state and batch; see `gradient_geometry`.
+    """Return what `monitor` measures at this state and batch, by name: {"norm/a": ‖∇L_a‖, "cosine/a/b": cos(∇L_a, ∇L_b)}.
 
-    They are those of the step from this state; NaN where no example of the batch has the modality.
+    They are of the gradients of the step from this state; NaN where no example of the batch has the modality, and for
+    pairs that meet in no parameter.
     """
-    batch = _with_dropout(training, _dropout_key(state), batch)
-    _, grads, aux, _ = _gradients(training, state, batch)
-    return gradient_geometry(grads, active=_active(training, batch, aux.outputs))
+    measured: MonitorState = _move(training, training.measuring(1), state, batch).opt_state[0]
+    return named_geometry(Geometry(measured.norms, measured.cosines), training.names)
 
 
 def reached_modules(training: Training, state: TrainState, batch: Batch, objectives: Iterable[str]) -> set[str]:

@@ -23,11 +23,11 @@ def small():
         fusion=ConcatFusion(3),
         heads={"audio": Head(3), "image": Head(3)},
     )
-    tx = optax.chain(mmjax.optim.uniform(num_objectives=3), optax.sgd(0.1))
     preprocess = {"image": lambda x: 2 * x}
-    training = Training(Inference(model, Task("classification", 3), preprocess), tx)
+    inference = Inference(model, Task("classification", 3), preprocess)
+    training = Training(inference, mmjax.optim.uniform(num_objectives=3), optax.sgd(0.1))
     inputs = {m: jax.random.normal(jax.random.key(i), (8, 5)) for i, m in enumerate(("audio", "image"))}
-    state = create_state(model, inputs, tx, 3, seed=0)
+    state = create_state(model, inputs, training.tx, 3, seed=0)
     return training, state, Batch(inputs, jnp.arange(8) % 3, jnp.linspace(0.5, 2.0, 8))
 
 

@@ -38,9 +38,9 @@ TOKENS = TransformerConfig(width=8, heads=2, layers=1, vocabulary=4, features="t
 def step_shapes(fusion, batch=BATCH, **options):
     config = ModelConfig(encoders={"tokens": TOKENS}, fusion=fusion, **options)
     model = build_model(config, ("tokens", "vector"), 3, probe_heads=True)
-    tx = optax.chain(mmjax.optim.joint(num_objectives=3), optax.sgd(0.1))
-    training = Training(Inference(model, Task("classification", 3)), tx)
-    state = jax.eval_shape(lambda: create_state(model, BATCH.inputs, tx, 3, seed=0))
+    inference = Inference(model, Task("classification", 3))
+    training = Training(inference, mmjax.optim.joint(num_objectives=3), optax.sgd(0.1))
+    state = jax.eval_shape(lambda: create_state(model, BATCH.inputs, training.tx, 3, seed=0))
     after, metrics = jax.eval_shape(partial(train_step, training), state, batch)
     return state, after, metrics
 

@@ -519,7 +519,12 @@ def test_eight_devices_give_what_one_gives(splits, whole_run, monkeypatch):
             _keep_states(patch, kept)
             mmjax.fit(config(devices=8, parallel=parallel), splits=splits)
         close(kept["state"].params, expected.params, rtol=1e-4, atol=1e-5)
-        close(kept["state"].opt_state[0].moments.posteriors, expected.opt_state[0].moments.posteriors, 1e-4, 1e-4)
+        close(
+            kept["state"].opt_state[0].inner.moments.posteriors,
+            expected.opt_state[0].inner.moments.posteriors,
+            1e-4,
+            1e-4,
+        )
         close(kept["state"].opt_state[0].weights, expected.opt_state[0].weights, 1e-4)
 
 
@@ -556,8 +561,10 @@ def test_the_posterior_is_of_the_whole_training_set_and_the_rows_tell_of_it(spli
     batch = gather(splits.train, np.arange(len(splits.train)))
     outputs = jax.jit(inference.model.apply)(variables, batch.inputs)
     combiner = refresh.finish(
-        refresh.add(refresh.start(state.opt_state[0]), outputs, batch.label, np.ones(len(batch.label), np.float32)),
-        state.opt_state[0],
+        refresh.add(
+            refresh.start(state.opt_state[0].inner), outputs, batch.label, np.ones(len(batch.label), np.float32)
+        ),
+        state.opt_state[0].inner,
     )
     factor = np.asarray(combiner.moments.posteriors["b"].factor)
     direct = precision(*outputs.last_layer["b"]) + len(splits.train) / 10 * np.eye(len(factor))

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import mmjax
 from mmjax.optim import joint, mimo, monitor, skip_nonfinite, uniform
-from mmjax.optim.geometry import geometry_of, gradient_geometry
+from mmjax.optim.geometry import geometry_of, named_geometry
 from mmjax.testing import check_combiner
 
 NAMES = ("fusion", "audio", "image")
@@ -44,7 +44,7 @@ def test_the_update_is_the_combiners_and_the_state_tells_what_it_did(problem):
     np.testing.assert_allclose(state.weights, wanted_state.weights, rtol=1e-6)
     losses = losses_fn(params, batch)
     np.testing.assert_allclose(state.values, [losses[n] for n in NAMES], rtol=1e-6)
-    named = gradient_geometry(mmjax.objective_grads(losses_fn)(params, batch)[1])
+    named = named_geometry(geometry_of(mmjax.objective_grads(losses_fn)(params, batch)[1]), NAMES)
     np.testing.assert_allclose(state.norms, [named[f"norm/{n}"] for n in NAMES], rtol=1e-5)
     np.testing.assert_allclose(
         state.cosines[0, 1:], [named["cosine/fusion/audio"], named["cosine/fusion/image"]], rtol=1e-4
@@ -71,6 +71,8 @@ def test_conflicts_are_counted_and_inactive_objectives_not():
     assert state.conflicts.tolist() == [[0, 2, 0], [2, 0, 0], [0, 0, 0]]
     np.testing.assert_allclose(state.norms, [1.0, np.sqrt(2), np.nan], rtol=1e-6)
     assert np.isnan(state.values).all()  # none came
+    _, state = tx.update(rows, state, params, values=jnp.arange(3.0), active=jnp.array([True, True, False]))
+    np.testing.assert_array_equal(state.values, [0, 1, np.nan])
 
 
 def test_stacked_gradients_are_seen_as_lazy_ones(problem):

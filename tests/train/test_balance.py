@@ -67,8 +67,9 @@ def test_agm_scales_the_gradient_of_each_share(splits):
     reference = jnp.array([1.6, 0.7])
 
     def later(state):
-        combiner = state.opt_state[0]._replace(seen=jnp.array([3, 3]), losses=reference)
-        return state.replace(opt_state=(combiner, *state.opt_state[1:]))
+        watched = state.opt_state[0]
+        combiner = watched.inner._replace(seen=jnp.array([3, 3]), losses=reference)
+        return state.replace(opt_state=(watched._replace(inner=combiner), *state.opt_state[1:]))
 
     experiment, state, batch, new, metrics = first_step(AgmConfig(alpha=0.7), splits, later)
     model = experiment.training.inference.model
@@ -97,7 +98,7 @@ def test_agm_scales_the_gradient_of_each_share(splits):
     close({g: new.params[g] for g in groups}, expected)
     np.testing.assert_allclose(metrics.weights, [1, *kappa], rtol=1e-4)
     np.testing.assert_allclose(metrics.values[0], cross_entropy(whole), rtol=1e-5)  # the value is the plain one
-    np.testing.assert_allclose(new.opt_state[0].losses, reference + (losses - reference) / 4, rtol=1e-5)
+    np.testing.assert_allclose(new.opt_state[0].inner.losses, reference + (losses - reference) / 4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("names", ["a", "abcde"])
@@ -130,7 +131,7 @@ def test_one_device_and_eight_by_both_routes_agree(splits, method, monkeypatch):
     results = []
     for route in ({"devices": 1}, {"devices": 8}, {"devices": 8, "parallel": "pmap"}):
         run = fit(config(method, epochs=0.5, **route), splits=splits)
-        results.append((run.params, seen.last.opt_state[0]))
+        results.append((run.params, seen.last.opt_state[0].inner))
     assert min(results[0][1].weights) < 1
     for other in results[1:]:
         close(other, results[0])

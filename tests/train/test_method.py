@@ -119,7 +119,7 @@ def test_the_rule_and_the_pass_reach_the_combiner(splits, monkeypatch):
     results = {}
     for route in ({"devices": 1}, {"devices": 8}, {"devices": 8, "parallel": "pmap"}):
         run = fit(config(**route), splits=splits)
-        results[str(route)] = (run.params, seen.last.opt_state[0])
+        results[str(route)] = (run.params, seen.last.opt_state[0].inner)
     (params, state), *others = results.values()
     steps = -(-len(splits.train) // 8)
     assert state.examples == len(splits.train)
@@ -155,7 +155,7 @@ def test_the_gradient_is_that_of_the_methods_own_objectives(splits):
     gradient, blind = jax.grad(losses, has_aux=True)(state.params)
     expected = jax.tree.map(lambda p, g: p - g, state.params, gradient)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), new.params, expected)
-    np.testing.assert_allclose(new.opt_state[0].told, blind, rtol=1e-6)
+    np.testing.assert_allclose(new.opt_state[0].inner.told, blind, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

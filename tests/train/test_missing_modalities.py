@@ -182,15 +182,14 @@ def test_methods_hear_the_loss_of_each_objective_and_who_is_active(splits):
 
     init = lambda params: Overheard(jnp.ones(4), jnp.ones(4))  # noqa: E731
     experiment = build_classifier(config(), splits)
-    tx = optax.chain(optax.GradientTransformationExtraArgs(init, update), optax.sgd(0.1))
-    training = replace(experiment.training, tx=tx)
+    training = replace(experiment.training, combiner=optax.GradientTransformationExtraArgs(init, update))
     state = experiment.initial_state()
-    state = state.replace(opt_state=tx.init(state.params))
+    state = state.replace(opt_state=training.tx.init(state.params))
     present = presence(16, seed=1) & [True, True, False] | [False, True, False]
     new, metrics = jax.jit(partial(train_step, training))(state, batch_of(present))
     assert metrics.weights.tolist() == [3, 3, 3, 0]
-    np.testing.assert_allclose(new.opt_state[0].losses[:3], metrics.values[:3], rtol=1e-5)
-    assert new.opt_state[0].losses[3] == 0 and np.isnan(metrics.values[3])
+    np.testing.assert_allclose(new.opt_state[0].inner.losses[:3], metrics.values[:3], rtol=1e-5)
+    assert new.opt_state[0].inner.losses[3] == 0 and np.isnan(metrics.values[3])
 
 
 def test_agm_measures_a_share_on_who_has_the_modality(splits):
@@ -210,7 +209,7 @@ def test_agm_measures_a_share_on_who_has_the_modality(splits):
         rows = np.flatnonzero(batch.present[:, i])
         each = optax.softmax_cross_entropy_with_integer_labels(shares[m], batch.label)
         expected = np.average(each[rows], weights=batch.weight[rows])
-        np.testing.assert_allclose(new.opt_state[0].losses[i], expected, rtol=1e-4)
+        np.testing.assert_allclose(new.opt_state[0].inner.losses[i], expected, rtol=1e-4)
         others = np.flatnonzero(~batch.present[:, i])
         np.testing.assert_allclose(shares[m][others], 0, atol=1e-6)  # who lacks it owes it nothing
 

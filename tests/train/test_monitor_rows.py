@@ -1,8 +1,9 @@
-"""The trainer's curves are what `monitor` sees from inside the trainer's own step."""
+"""The trainer's curves, which come from `monitor`, against plain losses and gradients."""
 
 from __future__ import annotations
 
-import dataclasses
+import collections
+import itertools
 
 import jax
 import numpy as np
@@ -10,54 +11,69 @@ import optax
 
 from mmjax import Config, TrainConfig, fit
 from mmjax.data import Planted, batch_indices, gather
-from mmjax.optim import MimoConfig, mimo, monitor
+from mmjax.optim import MimoConfig
 from mmjax.train.experiment import build_experiment
 from mmjax.train.observer import Observer
 from mmjax.train.optimizer import SGDConfig
-from mmjax.train.step import train_step
+from mmjax.train.step import forward
 
 EVERY = 3
 
 
 class Rows(Observer):
-    """Keeps the lines of the gradients."""
+    """Keeps the lines of each kind."""
 
     def __init__(self):
-        self.gradients = {}
+        self.of = collections.defaultdict(dict)
 
     def row(self, row):
-        if row["kind"] == "gradients":
-            self.gradients[row["step"]] = row
+        self.of[row["kind"]][row["step"]] = row
 
 
-def test_rows_of_the_gradients_are_the_monitors():
+def test_rows_are_of_plain_gradients_at_each_state():
     config = Config(
         data=Planted(),
         method=MimoConfig(),
         optimizer=SGDConfig(learning_rate=0.1),
-        train=TrainConfig(epochs=0.05, batch_size=32, monitor_every=EVERY, devices=1),
+        train=TrainConfig(epochs=0.05, batch_size=32, monitor_every=EVERY, log_every=1, devices=1),
     )
     rows = Rows()
     fit(config, observer=rows)
     experiment = build_experiment(config)
-    names, k = experiment.names, len(experiment.names)
-    assert len(rows.gradients) >= 2
-    watched = monitor(mimo(config.method.penalty, config.method.smoothing, num_objectives=k), EVERY, num_objectives=k)
-    optimizer = config.optimizer.build(experiment.total_steps)
-    training = dataclasses.replace(experiment.training, tx=optax.chain(watched, optimizer))
-    state = dataclasses.replace(experiment, training=training).initial_state()
-    step = jax.jit(lambda state, batch: train_step(training, state, batch))
-    train = experiment.splits.train
-    for number in range(max(rows.gradients) + 1):
-        state, metrics = step(state, gather(train, batch_indices(0, number, len(train), config.train.batch_size)))
-        seen = state.opt_state[0]
-        np.testing.assert_array_equal(metrics.weights, seen.weights)
+    names, inference, train = experiment.names, experiment.inference, experiment.splits.train
+    state, step = experiment.initial_state(), jax.jit(experiment.step)
+    assert len(rows.of["gradients"]) >= 2
+
+    @jax.jit
+    def plain(params, batch):
+        def loss(params, name):
+            logits = forward(inference, {"params": params}, batch.inputs)[name]
+            return optax.softmax_cross_entropy_with_integer_labels(logits, batch.label).mean()
+
+        return {name: jax.value_and_grad(loss)(params, name) for name in names}
+
+    for number in range(max(rows.of["gradients"]) + 1):
+        batch = gather(train, batch_indices(0, number, len(train), config.train.batch_size))
+        told = plain(state.params, batch)
+        state, _ = step(state, batch)
+        watched = state.opt_state[0]
+        curve = rows.of["train"][number + 1]
+        for k, name in enumerate(names):
+            np.testing.assert_allclose(curve[f"loss/{name}"], told[name][0], rtol=1e-5)
+            np.testing.assert_allclose(curve[f"weight/{name}"], watched.inner.weights[k], rtol=1e-5)
         if number % EVERY == 0:
-            row = rows.gradients.pop(number)
-            for a in range(k):
-                np.testing.assert_allclose(row.pop(f"norm/{names[a]}"), seen.norms[a], rtol=1e-4)
-                for b in range(a + 1, k):
-                    cosine = row.pop(f"cosine/{names[a]}/{names[b]}", np.nan)
-                    np.testing.assert_allclose(cosine, seen.cosines[a, b], rtol=1e-3, atol=1e-5)
+            row = rows.of["gradients"].pop(number)
+            flat = {name: jax.tree.map(np.ravel, gradient) for name, (_, gradient) in told.items()}
+            for a, b in itertools.combinations(names, 2):
+                met = [x for x in zip(*map(jax.tree.leaves, (flat[a], flat[b])), strict=True) if all(map(np.any, x))]
+                if not met:
+                    assert f"cosine/{a}/{b}" not in row
+                    continue
+                x, y = (np.concatenate(leaves) for leaves in zip(*met, strict=True))
+                cosine = x @ y / np.linalg.norm(x) / np.linalg.norm(y)
+                np.testing.assert_allclose(row.pop(f"cosine/{a}/{b}"), cosine, rtol=1e-3, atol=1e-5)
+            for name in names:
+                wanted = np.linalg.norm(np.concatenate(jax.tree.leaves(flat[name])))
+                np.testing.assert_allclose(row.pop(f"norm/{name}"), wanted, rtol=1e-4)
             assert set(row) == {"step", "kind"}
-    assert not rows.gradients
+    assert not rows.of["gradients"]

@@ -215,7 +215,7 @@ def test_posteriors_are_of_the_examples_that_have_the_modality(splits):
     state = experiment.initial_state()
     variables = {"params": state.params, **state.model_state}
     renew = Refresher(experiment.refresh, experiment.inference, experiment.route)
-    found = renew(variables, jax.device_put(state.opt_state[0], experiment.route.replicated), splits.train)
+    found = renew(variables, jax.device_put(state.opt_state[0].inner, experiment.route.replicated), splits.train)
     inputs = {m: np.asarray(x) for m, x in splits.train.inputs.items()}
     layers = outputs_of(experiment.inference, variables, inputs, splits.train.present).last_layer
     for name in ("fusion", "a", "c"):
