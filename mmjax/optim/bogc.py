@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 
 from mmjax.bayes import moments as bayes_moments
 from mmjax.bayes.evidence import Normalizer, calibrate, precision_evidence
-from mmjax.bayes.moments import Estimator, Given, Gradients, Setting, as_rows, ema_rate, put_rows, take_rows
+from mmjax.bayes.moments import Estimator, Given, Setting, as_rows, ema_rate, put_rows, take_rows
 from mmjax.config import Layout, MethodConfig, MethodContext
 from mmjax.method import Refresh
-from mmjax.objectives import LeafGradients, ObjectiveGrads, modality_of, objective_names
+from mmjax.objectives import modality_of, objective_names
+from mmjax.optim.bogc_account import account_of, named_accounts, overall_weights
+from mmjax.optim.bogc_levels import at_features, at_parameters, widened
 from mmjax.optim.gradients import check_like_params, count_objectives
 from mmjax.optim.options import check_active, check_num_objectives, check_positive
 from mmjax.optim.promises import Promise
 from mmjax.optim.record import WeightRecord, empty_record, recorded
-from mmjax.optim.rows import gradient_rows
-from mmjax.reductions import any_row, means_where, sum_rows
+from mmjax.reductions import means_where, sum_rows
 
 PyTree = Any
 Level = Literal["features", "parameters"]
@@ -32,10 +31,6 @@ Kind = Literal["laplace", "ema", "microbatch"]
 
 SQUARES_DECAY = 0.9
 """Of the running E[g²] that tells live entries from dead ones."""
-
-HELD_BACK = 0.5
-"""An entry whose boldness is below this counts as held back."""
-
 
 REFRESH_EVERY = 100
 """Steps between posteriors taken from a batch, where `moments="laplace"` is given by name."""
@@ -65,14 +60,6 @@ class BogcState(NamedTuple):
     def weights(self) -> Array:
         """The last weights n_d w_kd, [K]: the mean over entries, of the leaves where the objective has an opinion."""
         return self.record.weights
-
-
-@dataclass(frozen=True)
-class _Located:
-    """The gradients at the level, which leaf is of which layer, and the way from combined leaves to the update."""
-
-    gradients: Gradients
-    assemble: Callable[[list[Array]], PyTree]
 
 
 def bogc(
@@ -156,12 +143,14 @@ def bogc(
         if level == "features":
             assert layout is not None
             return {m: jnp.zeros((k, *shape), jnp.float32) for m, shape in layout.features.items()}
-        return jax.tree.map(lambda p: jnp.zeros((k, *jnp.shape(p)), _wide(jnp.result_type(p))), params)
+        return jax.tree.map(lambda p: jnp.zeros((k, *jnp.shape(p)), widened(jnp.result_type(p))), params)
 
     def init(params: PyTree) -> BogcState:
         squares = shapes(params)
         own = estimator.init(setting, jax.tree.leaves(shapes(params)))
-        empty = {name: jnp.zeros((), jnp.float32) for name in _told(squares, names, estimator.diagnostics(own))}
+        empty = {
+            name: jnp.zeros((), jnp.float32) for name in named_accounts(squares, names, estimator.diagnostics(own))
+        }
         seen = jnp.zeros(k, jnp.int32)
         return BogcState(jnp.zeros((), jnp.int32), seen, own, squares, empty, empty_record(k))
 
@@ -188,7 +177,7 @@ def bogc(
             )
         flags = check_active(active, k)
         here = jnp.ones(k, bool) if flags is None else flags
-        located = _at_features(grads, layout, here) if level == "features" else _at_parameters(grads, k, touching)
+        located = at_features(grads, layout, here) if level == "features" else at_parameters(grads, k, touching)
         gradients = located.gradients
         if present is not None and present.shape[1:] != (k - 1,):
             raise ValueError(f"present must be [B, {k - 1}], a column a modality; got shape {present.shape}")
@@ -221,15 +210,15 @@ def bogc(
             weights, boldness = calibrate(evidence, live, held, conservatism=conservatism, axis_name=axis)
             weights = weights * jnp.sum(held)
             combined.append(sum_rows(weights * mean) * boldness)
-            accounts.append(_account(ids, evidence, live, weights, boldness, s.size // len(ids), axis))
-        told = _told(state.squares, names, estimator.diagnostics(own), accounts)
+            accounts.append(account_of(ids, evidence, live, weights, boldness, s.size // len(ids), axis))
+        told = named_accounts(state.squares, names, estimator.diagnostics(own), accounts)
         new_state = BogcState(
             optax.safe_increment(state.count),
             seen,
             own,
             jax.tree.unflatten(structure, squares),
             told,
-            recorded(state.record, jnp.where(here, _overall(accounts, k), 0)),
+            recorded(state.record, jnp.where(here, overall_weights(accounts, k), 0)),
         )
         return located.assemble(combined), new_state
 
@@ -280,174 +269,10 @@ def _setting(layout: Layout | None, num_examples: int | None) -> Setting:
     return Setting({n: layout.last_layer[n] for n in objective_names(layout.last_layer)}, num_examples)
 
 
-def _wide(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-# -- the two levels ------------------------------------------------------------------------------------------------------
-
-
-def _at_features(grads: Any, layout: Layout | None, here: Array) -> _Located:
-    if not isinstance(grads, ObjectiveGrads):
-        raise ValueError(
-            'level="features" needs lazy gradients, from mmjax.objective_grads(losses_fn, encode=...); got a stacked tree'
-        )
-    features = grads.features()
-    assert layout is not None
-    found = {m: tuple(z.shape[1:]) for m, z in features.features.items()}
-    if found != {m: tuple(shape) for m, shape in layout.features.items()}:
-        raise ValueError(f"the features have shapes {found} an example; the layout says {dict(layout.features)}")
-    modalities = sorted(features.features)
-    objectives = tuple(_reached(features.touching[m]) for m in modalities)
-
-    def taken(tree: Mapping[str, Array], axis: int) -> tuple[Array, ...]:
-        """Take from {m: [..., K, ...]} the objectives that reach m."""
-        return tuple(
-            take_rows(tree[m].astype(_wide(tree[m].dtype)), ids, axis)
-            for m, ids in zip(modalities, objectives, strict=True)
-        )
-
-    def summed(leaf: Array) -> Array:
-        wide = leaf.astype(_wide(leaf.dtype))
-        return sum_rows(jnp.where(as_rows(here, wide), wide, 0)).astype(leaf.dtype)
-
-    def assemble(combined: list[Array]) -> PyTree:
-        return features.pull_back(dict(zip(modalities, combined, strict=True)), jax.tree.map(summed, features.direct))
-
-    gradients = Gradients(
-        objectives,
-        rows=taken(features.cotangents, 0),
-        parts=lambda n: taken(features.parts(n), 1),
-        examples=True,
-        pull_back=lambda samples: taken(features.from_last_layer(samples), 1),
-        axis_name=features.axis_name,
-    )
-    return _Located(gradients, assemble)
-
-
-def _reached(touching: np.ndarray) -> tuple[int, ...]:
-    """Return the objectives that reach a leaf; the first where none does: it has zeros, so never an opinion."""
-    return tuple(int(i) for i in np.flatnonzero(touching)) or (0,)
-
-
-def _at_parameters(grads: Any, num_objectives: int, touching: PyTree) -> _Located:
-    rows = gradient_rows(grads, num_objectives, level="parameters", touching=touching)
-    objectives = tuple(tuple(sorted(leaf)) for leaf in rows.leaves)
-    dtypes = [next(iter(leaf.values())).dtype for leaf in rows.leaves]
-
-    def parts(n: int) -> tuple[Array, ...]:
-        if not isinstance(grads, ObjectiveGrads):
-            raise ValueError(
-                "micro-batch moments at the parameters need lazy gradients, from mmjax.objective_grads(losses_fn, "
-                "batch_argnums=...); got a stacked tree"
-            )
-        leaves = jax.tree.leaves(grads.parts(n), is_leaf=lambda x: isinstance(x, LeafGradients))
-        made = []
-        for leaf, ids, whole in zip(leaves, objectives, rows.leaves, strict=True):
-            zeros = jnp.zeros((n, *whole[ids[0]].shape))  # of a leaf that nothing reaches
-            each = [leaf.get(grads.names[i], zeros) for i in ids]
-            made.append(jnp.stack([g.astype(_wide(g.dtype)) for g in each], axis=1))
-        return tuple(made)
-
-    gradients = Gradients(
-        objectives,
-        rows=tuple(
-            jnp.stack([leaf[i].astype(_wide(leaf[i].dtype)) for i in ids])
-            for leaf, ids in zip(rows.leaves, objectives, strict=True)
-        ),
-        parts=parts,
-    )
-    return _Located(
-        gradients, lambda combined: rows.assemble([u.astype(t) for u, t in zip(combined, dtypes, strict=True)])
-    )
-
-
 def _mean_squares(squares: Array, live: Array, like: Array) -> Array:
     """Return each objective's mean E[g²] over a leaf's live entries, [T, 1, ...]; 1 where it has none."""
     mean = means_where(list(zip(squares, jnp.broadcast_to(live, squares.shape), strict=True)))
     return as_rows(jnp.where(mean > 0, mean, 1), like)
-
-
-# -- what is told of a step ------------------------------------------------------------------------------------------------
-
-
-class _Account(NamedTuple):
-    """Of one leaf: its objectives, their mean evidence and weight [T], the share held back, the number of entries.
-
-    has_opinion: bool [T], of whom any entry is live, in any example.
-    """
-
-    objectives: tuple[int, ...]
-    evidence: Array
-    weights: Array
-    held_back: Array
-    size: int
-    has_opinion: Array
-
-
-def _account(
-    ids: tuple[int, ...],
-    evidence: Array,
-    live: Array,
-    weights: Array,
-    boldness: Array,
-    size: int,
-    axis: str | None,
-) -> _Account:
-    evidence, live, weights, boldness = jnp.broadcast_arrays(evidence, live, weights, boldness)
-    count = len(ids)
-    held_back, everything = (boldness[0] < HELD_BACK).astype(evidence.dtype), jnp.ones_like(live[0])
-    told = [(evidence[t], live[t]) for t in range(count)]
-    told += [(weights[t], everything) for t in range(count)]
-    told += [(jnp.ones_like(evidence[t]), live[t]) for t in range(count)]
-    means = means_where([*told, (held_back, any_row(live))], axis)
-    return _Account(
-        ids, means[:count], means[count : 2 * count], means[-1], size, has_opinion=means[2 * count : 3 * count] > 0
-    )
-
-
-def _overall(accounts: Sequence[_Account], num_objectives: int) -> Array:
-    """Return each objective's mean weight over the leaves on which it has an opinion, [K]; 1 if it has none."""
-    total, size = [jnp.zeros(())] * num_objectives, [jnp.zeros(())] * num_objectives
-    for account in accounts:
-        for row, k in enumerate(account.objectives):
-            entries = account.size * account.has_opinion[row]
-            total[k] = total[k] + entries * account.weights[row]
-            size[k] = size[k] + entries
-    means = [jnp.where(n > 0, t / jnp.maximum(n, 1), 1) for t, n in zip(total, size, strict=True)]
-    return jnp.stack(means).astype(jnp.float32)
-
-
-def _told(
-    squares: PyTree, names: Sequence[str], of_moments: Mapping[str, Array], accounts: Sequence[_Account] | None = None
-) -> dict[str, Array]:
-    """Return the diagnostics, {name: scalar}; without accounts only their names count."""
-    told = {f"bogc/{what}/{name}": values[k] for what, values in of_moments.items() for k, name in enumerate(names)}
-    layers: dict[str, list[int]] = {}
-    for i, (path, _) in enumerate(jax.tree.leaves_with_path(squares)):
-        layers.setdefault(_layer(path), []).append(i)
-    for layer, leaves in layers.items():
-        chosen = [] if accounts is None else [accounts[i] for i in leaves]
-        for k, name in enumerate(names):
-            touched = [(a, a.objectives.index(k)) for a in chosen if k in a.objectives]
-            told[f"bogc/evidence/{layer}/{name}"] = _mean([(a.evidence[row], a.size) for a, row in touched])
-            told[f"bogc/weight/{layer}/{name}"] = _mean([(a.weights[row], a.size) for a, row in touched])
-        told[f"bogc/held_back/{layer}"] = _mean([(a.held_back, a.size) for a in chosen])
-    return {name: jnp.asarray(value, jnp.float32) for name, value in told.items()}
-
-
-def _layer(path: tuple[Any, ...]) -> str:
-    """Name a leaf's layer: the path to its module (kernel and bias are one layer), or its own name at the top."""
-    parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
-    return ".".join(parts[:-1] or parts)
-
-
-def _mean(values: Sequence[tuple[Array, int]]) -> Array:
-    total = sum(size for _, size in values)
-    return sum((x * (size / total) for x, size in values), jnp.zeros(()))
-
-
-# -- configuration ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
