@@ -244,6 +244,9 @@ class TrainConfig:
     """Steps between lines of the training losses."""
     monitor_every: int = 50
     """Steps between measurements of gradient norms and cosines between objectives; 0: never."""
+    skip_nonfinite: int = 0
+    """Steps that a run, or each of its stages, may skip because a loss or the update is not finite: at such a step nothing
+    moves. One more ends the run, with the step's number and whose loss or gradient it was."""
     early_stopping: int = 0
     """Stop after so many evaluations without a better one; 0: never."""
     select: Literal["loss", "score"] = "loss"
@@ -331,6 +334,7 @@ def validate(config: Config) -> None:
         ("checkpoint_every", train.checkpoint_every is None or train.checkpoint_every >= 1, "at least 1, or None"),
         ("log_every", train.log_every >= 1, "at least 1"),
         ("monitor_every", train.monitor_every >= 0, "at least 0"),
+        ("skip_nonfinite", train.skip_nonfinite >= 0, "at least 0"),
         ("early_stopping", train.early_stopping >= 0, "at least 0"),
         ("select", train.select in ("loss", "score"), "loss or score"),
         ("parallel", train.parallel in ("jit", "pmap"), "jit or pmap"),

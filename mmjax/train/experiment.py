@@ -152,6 +152,7 @@ def _build_classifier(inference: Inference, steps_per_epoch: int, **common: Any)
         class_weights=_balanced(splits.train) if train.class_weights == "balanced" else None,
         axis_name=route.axis_name,
         modality_dropout=train.modality_dropout,
+        skip_nonfinite=train.skip_nonfinite,
     )
     return Classifier(**common, names=names, training=training, refresh=config.method.refresh(context))
 

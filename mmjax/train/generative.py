@@ -25,7 +25,7 @@ from mmjax.objectives import FUSION
 from mmjax.optim.geometry import geometry_of, named_geometry
 from mmjax.train.base import Experiment
 from mmjax.train.predictor import BATCH, over_dataset
-from mmjax.train.state import TrainState, create_state
+from mmjax.train.state import TrainState, create_state, settled
 from mmjax.train.step import Inference, StepMetrics, prepare
 
 PyTree = Any
@@ -86,15 +86,13 @@ class Generative(Experiment):
         trained = self.method.trained(self.core, state.params["core"], state.step)
         if trained is not None:
             updates = {"core": jax.tree.map(lambda on, u: jnp.where(on, u, 0), trained, updates["core"])}
-        finite_updates = jnp.all(jnp.stack([jnp.all(jnp.isfinite(u)) for u in jax.tree.leaves(updates)]))
-        finite = jnp.append(jnp.isfinite(values), finite_updates)
-        new_state = state.replace(
+        moved = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             model_state=state.model_state | ({"chains": chains} if chains else {}),
             opt_state=opt_state,
-            first_bad=jnp.where((state.first_bad < 0) & ~finite, state.step, state.first_bad),
         )
+        new_state = settled(state, moved, jnp.isfinite(values), updates, self.config.train.skip_nonfinite)
         return new_state, StepMetrics(values, weights)
 
     def measure(self, state: TrainState, batch: Batch) -> dict[str, Array]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,20 +33,36 @@ PyTree = Any
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or the update became NaN or infinite; `.step` and `.objective` say where.
+    """A loss, a gradient or the update became NaN or infinite; `.step`, `.quantity` and `.objectives` say where.
 
-    >>> print(NonFiniteError(step=7, objective="audio", checkpoint=4))  # doctest: +ELLIPSIS
-    the loss of objective 'audio' is not finite at step 7; the checkpoint of step 4 is kept. Lower the learning rate or ...
+    >>> print(NonFiniteError(7, "gradient", ("fusion", "audio"), checkpoint=4))  # doctest: +ELLIPSIS
+    the gradient of fusion and audio is not finite at step 7; the checkpoint of step 4 is kept. Lower the learning rate ...
     """
 
-    def __init__(self, step: int, objective: str, checkpoint: int | None, saving: bool = True):
-        """checkpoint: the last step saved. saving: False where the run has no work folder to save anything in."""
-        self.step, self.objective = step, objective
+    def __init__(
+        self,
+        step: int,
+        quantity: Literal["loss", "gradient", "update"],
+        objectives: tuple[str, ...],
+        checkpoint: int | None,
+        saving: bool = True,
+        skipped: int = 0,
+    ):
+        """objectives: whose loss or gradient; none: the update is not finite though every objective's gradient is.
+
+        checkpoint: the last step saved. saving: False where the run has no work folder to save anything in. skipped: steps
+        before this one at which something was not finite.
+        """
+        self.step, self.quantity, self.objectives = step, quantity, objectives
         kept = "no checkpoint had been saved yet" if saving else "nothing is kept, as the run has no work folder"
         if checkpoint is not None:
             kept = f"the checkpoint of step {checkpoint} is kept"
-        what = "the update" if objective == "update" else f"the loss of objective {objective!r}"
-        super().__init__(f"{what} is not finite at step {step}; {kept}. Lower the learning rate or check the data.")
+        what = "the update is not finite, though every objective's gradient is,"
+        if objectives:
+            *others, last = objectives
+            what = f"the {quantity} of {', '.join(others)}{' and ' * bool(others)}{last} is not finite"
+        before = f", after {skipped} skipped" if skipped else ""
+        super().__init__(f"{what} at step {step}{before}; {kept}. Lower the learning rate or check the data.")
 
 
 @dataclass(frozen=True)
@@ -64,13 +80,13 @@ class _Bookkeeping:
 class _Window:
     """What the steps up to `done` told, still on the device.
 
-    told: (when each objective first was not finite, the combiner's diagnostics), copies: the next step is given the
-    state's memory. measured: (step, geometry of the gradients) of the steps in the window that measured them.
+    told: (when each objective was not finite, steps skipped, the combiner's diagnostics), copies: the next step is given
+    the state's memory. measured: (step, geometry of the gradients) of the steps in the window that measured them.
     """
 
     done: int
     metrics: list[StepMetrics]
-    told: tuple[jax.Array, dict[str, jax.Array]]
+    told: tuple[jax.Array, jax.Array, dict[str, jax.Array]]
     measured: list[tuple[int, dict[str, Any]]]
 
 
@@ -140,6 +156,7 @@ class _Loop:
         self.measured: list[tuple[int, dict[str, Any]]] = []
         self.waiting: list[_Window] = []
         self.fetched = 0.0  # when the last windows were
+        self.skipped = 0  # steps at which something was not finite, as told last
 
     def run(self) -> Run:
         with self.interruption:
@@ -180,6 +197,7 @@ class _Loop:
         """Take the steps of the stage at hand that are left; return its last state, as `local` is placed."""
         experiment, route, train = self.experiment, self.experiment.route, self.experiment.config.train
         first, total = int(local.step), experiment.end
+        self.skipped = int(local.skipped)
         if first == experiment.start and len(self.stages) > 1:
             self._row({"step": first, "kind": "stage", "title": experiment.title})
             self.observer.note(f"stage {experiment.title!r}: steps {first} to {total}")
@@ -244,7 +262,7 @@ class _Loop:
     def _compile(self, state: PyTree, batch: Batch) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
         experiment = self.experiment
         step = experiment.route.compile(experiment.step, state, batch, donate=True)
-        _snapshot((state.first_bad, getattr(state.opt_state[0], "diagnostics", {})))
+        _snapshot(_told(state))
         if not experiment.config.train.monitor_every:
             return step, None
         self.interruption.check()
@@ -262,8 +280,7 @@ class _Loop:
 
         To fetch it now would empty the queue of steps, and the device would idle until the next one is there.
         """
-        copies = _snapshot((state.first_bad, getattr(state.opt_state[0], "diagnostics", {})))
-        self.waiting.append(_Window(done, self.pending, copies, self.measured))
+        self.waiting.append(_Window(done, self.pending, _snapshot(_told(state)), self.measured))
         self.pending, self.measured = [], []
         ready = len(self.waiting) if fetch else len(self.waiting) - 1
         windows, self.waiting = self.waiting[:ready], self.waiting[ready:]
@@ -274,37 +291,53 @@ class _Loop:
         ]
         before, self.fetched = self.fetched, time.perf_counter()
         rate = sum(len(w.metrics) for w in windows) / (self.fetched - before)
-        for window, (metrics, (first_bad, diagnostics), measured) in zip(windows, fetched, strict=True):
-            self._write_window(window, metrics, first_bad, diagnostics, measured, rate)
+        for window, (metrics, (first_bad, skipped, diagnostics), measured) in zip(windows, fetched, strict=True):
+            halted = int(first_bad.max())
+            for (step, _), values in zip(window.measured, measured, strict=True):
+                if halted < 0 or step < halted:
+                    # a number that is not finite: the batch lacks a modality, or the step was skipped
+                    known = {k: float(v) for k, v in values.items() if np.isfinite(v)}
+                    self._row({"step": step, "kind": "gradients"} | known)
+            if halted >= 0:
+                raise self._non_finite(state, first_bad, metrics[halted - window.done].values, int(skipped))
+            if skipped > self.skipped:
+                self.observer.note(f"step {window.done}: {skipped} skipped so far, as something was not finite")
+                self.skipped = int(skipped)
+            self._write_window(window.done, metrics, diagnostics, rate)
 
     def _write_window(
-        self,
-        window: _Window,
-        metrics: list[StepMetrics],
-        first_bad: np.ndarray,
-        diagnostics: dict[str, np.ndarray],
-        measured: list[dict[str, np.ndarray]],
-        rate: float,
+        self, done: int, metrics: list[StepMetrics], diagnostics: dict[str, np.ndarray], rate: float
     ) -> None:
-        """Check what the steps of a window told, and write it."""
+        """Write what the steps of a window told."""
         names = self.experiment.names
-        bad = np.where(first_bad >= 0, first_bad, np.iinfo(np.int32).max)
-        for (step, _), values in zip(window.measured, measured, strict=True):
-            if step < bad.min():
-                known = {k: float(v) for k, v in values.items() if np.isfinite(v)}  # else the batch lacks a modality
-                self._row({"step": step, "kind": "gradients"} | known)
-        losses = _mean_where_there(np.stack([m.values for m in metrics]))
-        weights = np.stack([m.weights for m in metrics]).mean(axis=0, dtype=np.float64)
-        row: dict[str, Any] = {"step": window.done, "kind": "train"}
+        losses, weights = (_mean_where_finite(np.stack(told)) for told in zip(*metrics, strict=True))
+        row: dict[str, Any] = {"step": done, "kind": "train"}
         row |= {f"loss/{name}": float(v) for name, v in zip(names, losses, strict=True) if not np.isnan(v)}
-        row |= {f"weight/{name}": float(w) for name, w in zip(names, weights, strict=True)}
+        row |= {f"weight/{name}": float(w) for name, w in zip(names, weights, strict=True) if not np.isnan(w)}
         row |= {name: float(value) for name, value in diagnostics.items()}  # of the last step
+        if self.experiment.config.train.skip_nonfinite:
+            row["skipped"] = self.skipped
         row["steps_per_second"] = rate
-        if (first_bad >= 0).any():
-            worst = int(np.argmin(bad))  # the first in time, and among equals the first objective
-            saved = None if self.checkpoints is None else self.checkpoints.last_step()
-            raise NonFiniteError(int(bad[worst]), (*names, "update")[worst], saved, saving=self.checkpoints is not None)
         self._row(row)
+
+    def _non_finite(self, state: TrainState, first_bad: np.ndarray, losses: np.ndarray, skipped: int) -> NonFiniteError:
+        """Return the error of the step that halted the run, whose state is left as the step found it.
+
+        losses: [K], of that step; NaN for an objective that did not count.
+        """
+        experiment, step = self.experiment, int(first_bad.max())
+        quantity: Literal["loss", "gradient", "update"] = "loss"
+        bad = first_bad[:-1] == step
+        if not bad.any():
+            batch = experiment.route.place_batch(self._batch(step))
+            measure = experiment.route.compile(experiment.measure, state, batch, donate=False)
+            geometry = experiment.route.read(measure(state, batch))
+            bad = np.array([not np.isfinite(geometry[f"norm/{name}"]) for name in experiment.names])
+            bad &= np.isfinite(losses)
+            quantity = "gradient" if bad.any() else "update"
+        objectives = tuple(name for name, own in zip(experiment.names, bad, strict=True) if own)
+        saved = None if self.checkpoints is None else self.checkpoints.last_step()
+        return NonFiniteError(step, quantity, objectives, saved, self.checkpoints is not None, skipped - 1)
 
     def _refresh(self, refresher: Refresher, state: TrainState) -> TrainState:
         local = self.experiment.route.local_state(state)
@@ -390,11 +423,18 @@ class _Loop:
         )
 
 
-def _mean_where_there(values: np.ndarray) -> np.ndarray:
-    """Return the means [K] of losses [steps, K] over the steps whose batch had the modality; NaN where none had."""
-    there = ~np.isnan(values)
+def _mean_where_finite(values: np.ndarray) -> np.ndarray:
+    """Return the means [K] of values [steps, K] over the steps at which they are finite; NaN where none is.
+
+    A loss is not where the batch lacks the modality, and at a skipped step.
+    """
+    there = np.isfinite(values)
     total = np.where(there, values, 0).sum(axis=0, dtype=np.float64)
     return np.where(there.any(axis=0), total / np.maximum(there.sum(axis=0), 1), np.nan)
+
+
+def _told(state: TrainState) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    return state.first_bad, state.skipped, getattr(state.opt_state[0], "diagnostics", {})
 
 
 def _variables(state: TrainState) -> PyTree:

@@ -19,9 +19,10 @@ class TrainState(flax.struct.PyTreeNode):
     """Everything that changes in training; a pytree of arrays, donated from step to step.
 
     step: int32, steps taken; params; model_state: collections besides params (running batch statistics); opt_state;
-    key: the run's key, constant (a step folds its number in); first_bad: int32 [K + 1], the step at which each
-    objective's loss, or last the update, was first not finite, -1 as long as it never was; validation_values: float32
-    [K], the objectives' losses on the validation split when it was last looked at, NaN before.
+    key: the run's key, constant (a step folds its number in); first_bad: int32 [K + 1], the step that halted the run, for
+    each objective whose loss, and last for the update, if it was not finite there; otherwise -1; skipped: int32, steps
+    at which something was not finite; validation_values: float32 [K], the objectives' losses on the validation split when
+    it was last looked at, NaN before.
     """
 
     step: Array
@@ -30,6 +31,7 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: PyTree
     key: Array
     first_bad: Array
+    skipped: Array
     validation_values: Array
 
 
@@ -78,5 +80,31 @@ def state_from(
         opt_state=tx.init(trained_params(params, frozen)),
         key=run_key,
         first_bad=jnp.full(num_objectives + 1, -1, jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
         validation_values=jnp.full(num_objectives, jnp.nan, jnp.float32),
+    )
+
+
+def settled(before: TrainState, after: TrainState, sound: Array, updates: PyTree, allowed: int) -> TrainState:
+    """Return the state after a step, or what the step found, if a loss or the update is not finite.
+
+    sound: bool [K], whether each loss is finite, or does not count. allowed: how many such steps are skipped; what they
+    found stays, and the next step follows. One more halts the run: from then on the state, its step included, stays what
+    that step found, so that the loop can look at what went wrong.
+    """
+    finite = jnp.append(sound, jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(updates)])))
+    good, halted = jnp.all(finite), before.skipped > allowed
+    skipped = jnp.where(halted, before.skipped, before.skipped + ~good)
+    halts = skipped > allowed
+
+    def chosen(new: PyTree, old: PyTree) -> PyTree:
+        return jax.tree.map(lambda a, b: jnp.where(good & ~halted, a, b), new, old)
+
+    return after.replace(
+        step=jnp.where(halts, before.step, after.step),
+        params=chosen(after.params, before.params),
+        model_state=chosen(after.model_state, before.model_state),
+        opt_state=chosen(after.opt_state, before.opt_state),
+        first_bad=jnp.where(halts & ~halted & ~finite, before.step, before.first_bad),
+        skipped=skipped,
     )

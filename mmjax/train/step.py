@@ -23,7 +23,7 @@ from mmjax.objectives import FUSION, ObjectiveGrads, objective_grads, objective_
 from mmjax.optim.geometry import Geometry, named_geometry
 from mmjax.optim.monitor import MonitorState, monitor
 from mmjax.train.modality_dropout import drop_modalities
-from mmjax.train.state import TrainState, trained_params
+from mmjax.train.state import TrainState, settled, trained_params
 
 PyTree = Any
 
@@ -48,7 +48,7 @@ class Training:
     combiner: what balances the objectives. optimizer: what follows it. rule: the method's objectives. class_weights: one a
     class, or None. axis_name: the devices' axis under pmap; None under jit. modality_dropout: probability that an example
     loses a modality that it has. frozen: modules (names in `params`) that stay as they are. counted: the objectives that
-    count, one flag each; None: all.
+    count, one flag each; None: all. skip_nonfinite: steps that may be skipped because something is not finite.
     """
 
     inference: Inference
@@ -61,6 +61,7 @@ class Training:
     modality_dropout: float = 0.0
     frozen: tuple[str, ...] = ()
     counted: tuple[bool, ...] | None = None
+    skip_nonfinite: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -262,21 +263,16 @@ def _move(training: Training, tx: optax.GradientTransformationExtraArgs, state: 
 def train_step(training: Training, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
     """Take one step: losses, per-objective gradients, combiner and optimizer, new parameters and statistics."""
     move = _move(training, training.tx, state, batch)
-    finite = jnp.append(move.sound, _all_finite(move.updates))
     trained = trained_params(state.params, training.frozen)
-    new_state = state.replace(
+    moved = state.replace(
         step=state.step + 1,
         params={**state.params, **optax.apply_updates(trained, move.updates)},
         model_state=move.model_state,
         opt_state=move.opt_state,
-        first_bad=jnp.where((state.first_bad < 0) & ~finite, state.step, state.first_bad),
     )
     watched: MonitorState = move.opt_state[0]
+    new_state = settled(state, moved, move.sound, move.updates, training.skip_nonfinite)
     return new_state, StepMetrics(watched.values, watched.weights)
-
-
-def _all_finite(tree: PyTree) -> Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def measure_gradients(training: Training, state: TrainState, batch: Batch) -> dict[str, Array]:
