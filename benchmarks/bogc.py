@@ -205,7 +205,7 @@ def take_together(config: Config, splits: Splits, rates: tuple[float, ...], seed
         state = epoch(state, indices, train)
         for split, data in (("validation", splits.validation), ("test", splits.test)):
             history[split].append(jax.device_get(evaluate(state, gather(data, np.arange(len(data))))))
-    told = jax.device_get(state.opt_state[0].diagnostics)
+    told, first_bad = jax.device_get((state.opt_state[0].diagnostics, state.first_bad))
     records = []
     for i, (rate, seed) in enumerate(runs):
         scores = [at["fusion/accuracy"][i] for at in history["validation"]]
@@ -213,7 +213,9 @@ def take_together(config: Config, splits: Splits, rates: tuple[float, ...], seed
         at_best = {split: {k: float(v[i]) for k, v in history[split][best].items()} for split in history}
         at_best["validation"]["score/fusion"] = at_best["validation"]["fusion/accuracy"]
         diagnostics = {k: float(v[i]) for k, v in told.items()}
-        records.append({"rate": rate, "seed": seed, "epoch": best + 1, "told": diagnostics} | at_best)
+        halted = bool((first_bad[i] >= 0).any())  # where `mmjax.fit` would have stopped
+        record = {"rate": rate, "seed": seed, "epoch": best + 1, "halted": halted, "told": diagnostics}
+        records.append(record | at_best)
     return records
 
 
@@ -254,7 +256,7 @@ class Results:
         scores = {
             setting: np.mean([found[seed]["validation"]["score/fusion"] for seed in range(seeds)])
             for setting, found in self._by_setting(row, optimizer).items()
-            if all(seed in found for seed in range(seeds))
+            if all(seed in found and not found[seed].get("halted") for seed in range(seeds))
         }
         return max(scores, key=lambda setting: scores[setting]) if scores else None
 
@@ -262,6 +264,8 @@ class Results:
         """Return the records, by seed, of the setting that is best over the tuning seeds; None where seeds are missing."""
         best = self.best(row, optimizer, tuning)
         found = {} if best is None else self._by_setting(row, optimizer)[best]
+        if any(record.get("halted") for record in found.values()):
+            raise FloatingPointError(f"{row}, {optimizer}: a run of the setting chosen, {best}, is not finite")
         return [found[seed] for seed in range(seeds)] if all(seed in found for seed in range(seeds)) else None
 
     def _by_setting(self, row: str, optimizer: str) -> dict[tuple[float, float], dict[int, Record]]:

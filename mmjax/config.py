@@ -245,7 +245,7 @@ class TrainConfig:
     monitor_every: int = 50
     """Steps between measurements of gradient norms and cosines between objectives; 0: never."""
     skip_nonfinite: int = 0
-    """Steps that a run, or each of its stages, may skip because a loss or the update is not finite: at such a step nothing
+    """Steps that a run, or each of its stages, may skip because a loss or the gradient is not finite: at such a step nothing
     moves. One more ends the run, with the step's number and whose loss or gradient it was."""
     early_stopping: int = 0
     """Stop after so many evaluations without a better one; 0: never."""

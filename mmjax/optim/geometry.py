@@ -28,7 +28,8 @@ def geometry_of(grads: ObjectiveGrads | PyTree, touching: PyTree | None = None) 
 
     A norm is over all parameters. A cosine is over the parameters that both objectives reach (the fusion loss and one
     modality meet in that modality's encoder). Where a gradient is zero the cosine is 0. touching: a tree like params of
-    bool[K], for stacked gradients; without it every objective reaches every parameter. Arithmetic is in float32.
+    bool[K], for stacked gradients; without it every objective reaches every parameter. Arithmetic is in float32; no
+    square overflows or vanishes. A gradient that is not finite has a norm and cosines that are not.
 
     >>> norms, cosines = geometry_of({"w": jnp.array([[3.0, 4.0], [1.0, 0.0]])})
     >>> norms.tolist(), [round(c, 3) for c in cosines[0].tolist()]
@@ -36,16 +37,33 @@ def geometry_of(grads: ObjectiveGrads | PyTree, touching: PyTree | None = None) 
     """
     k = count_objectives(grads)
     leaves = _rows_by_leaf(grads, touching)
-    squares = {(a, i): jnp.vdot(leaf[a], leaf[a]) for i, leaf in enumerate(leaves) for a in leaf}
-    norms = [
-        jnp.sqrt(sum((squares[a, i] for i, leaf in enumerate(leaves) if a in leaf), jnp.zeros(()))) for a in range(k)
-    ]
+    sizes = {(a, i): _size(g) for i, leaf in enumerate(leaves) for a, g in leaf.items()}
+    scaled = {(a, i): g / sizes[a, i] for i, leaf in enumerate(leaves) for a, g in leaf.items()}
+    squares = {at: jnp.vdot(g, g) for at, g in scaled.items()}
+
+    def shares(a: int, places: list[int]) -> tuple[Array, dict[int, Array]]:
+        """Return the largest size over these leaves, and each one's as a share of it."""
+        largest = jnp.max(jnp.stack([sizes[a, i] for i in places]))
+        return largest, {i: sizes[a, i] / largest for i in places}
+
+    def length(a: int, share: dict[int, Array]) -> Array:
+        return jnp.sqrt(jnp.sum(jnp.stack([squares[a, i] * of**2 for i, of in share.items()])))
+
+    norms = []
+    for a in range(k):
+        places = [i for i, leaf in enumerate(leaves) if a in leaf]
+        if not places:
+            norms.append(jnp.zeros(()))
+            continue
+        largest, share = shares(a, places)
+        norms.append(largest * length(a, share))
     cosines: list[list[Any]] = [[1.0 if a == b else jnp.nan for b in range(k)] for a in range(k)]
     for a, b in _meeting(leaves, k):
-        shared = [i for i, leaf in enumerate(leaves) if a in leaf and b in leaf]
-        product = sum(jnp.vdot(leaves[i][a], leaves[i][b]) for i in shared)
-        scale = jnp.sqrt(sum(squares[a, i] for i in shared)) * jnp.sqrt(sum(squares[b, i] for i in shared))
-        cosines[a][b] = cosines[b][a] = jnp.where(scale > 0, product / jnp.where(scale > 0, scale, 1), 0.0)
+        places = [i for i, leaf in enumerate(leaves) if a in leaf and b in leaf]
+        of_a, of_b = shares(a, places)[1], shares(b, places)[1]
+        product = sum(jnp.vdot(scaled[a, i], scaled[b, i]) * of_a[i] * of_b[i] for i in places)
+        scale = length(a, of_a) * length(b, of_b)
+        cosines[a][b] = cosines[b][a] = jnp.where(scale == 0, 0.0, product / jnp.where(scale == 0, 1, scale))
     return Geometry(jnp.stack(norms), jnp.stack([jnp.stack([jnp.float32(c) for c in row]) for row in cosines]))
 
 
@@ -68,6 +86,11 @@ def named_geometry(geometry: Geometry, names: Sequence[str]) -> dict[str, Array]
     return {f"norm/{name}": norms[k] for k, name in enumerate(names)} | {
         f"cosine/{names[a]}/{names[b]}": cosines[a, b] for a in range(len(names)) for b in range(a + 1, len(names))
     }
+
+
+def _size(gradient: Array) -> Array:
+    """Return the largest absolute value, within bounds whose reciprocals are normal: what to divide by before squaring."""
+    return jnp.clip(jnp.max(jnp.abs(gradient), initial=0.0), 2.0**-100, 2.0**100)
 
 
 def _rows_by_leaf(grads: ObjectiveGrads | PyTree, touching: PyTree | None) -> list[dict[int, Array]]:

@@ -54,7 +54,8 @@ def skip_nonfinite(
 
     One objective may explode for a step; a combiner's running state would stay poisoned, and which objective it was is
     lost in the combined update. What comes behind in the chain sees a gradient of 0 (momentum moves on by itself).
-    The trainer needs no such wrapper: it leaves everything unchanged at such a step (`TrainConfig.skip_nonfinite`).
+    The trainer needs no such wrapper: at such a step nothing moves, neither parameters nor optimizer nor statistics, and
+    `TrainConfig.skip_nonfinite` says how many it skips.
 
     combiner: any, lazy or stacked, with extra arguments or without. num_objectives: K, for counters of exactly K (needed
     above 16 objectives). Extra arguments of update: the combiner's; `active` is used here, too.

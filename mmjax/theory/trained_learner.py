@@ -24,7 +24,7 @@ from mmjax.losses import example_losses
 from mmjax.theory.learner import Predictions, samples
 from mmjax.theory.linear import example_risks
 from mmjax.train.experiment import build_classifier
-from mmjax.train.state import TrainState, create_state
+from mmjax.train.state import TrainState, create_state, unsoundness
 from mmjax.train.step import Training, prepare, train_step
 
 PyTree = Any
@@ -83,6 +83,10 @@ class Trained:
                 f"config.method {self.config.method.name!r} {_UNFIT[self.config.method.name]}, which a study does not; "
                 "take another method, such as joint"
             )
+        if self.config.train.skip_nonfinite:
+            raise ValueError(
+                "config.train.skip_nonfinite is not for a study, in which every sample must be learned from"
+            )
         for name in ("min_steps", "refit_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -92,12 +96,14 @@ class Trained:
     def predict(self, splits: Splits, subset: Subset, n: int, seeds: Sequence[int]) -> Predictions:
         """See `Learner.predict`. Raises ValueError where training became NaN or infinite, with subset, n and seed."""
         run, varying, parts = self._prepared(splits, subset, n, seeds, self.steps(n))
-        trained, refitted, first_bad = jax.device_get(_over_seeds(run, self.seed_axis)(varying, *parts))
-        for seed, steps in zip(seeds, first_bad, strict=True):
-            if (steps >= 0).any():
+        trained, refitted, (first_bad, broken) = jax.device_get(_over_seeds(run, self.seed_axis)(varying, *parts))
+        for seed, steps, over in zip(seeds, first_bad, broken, strict=True):
+            if over or (steps >= 0).any():
+                what = "the model is not finite in the end"
+                if (steps >= 0).any():
+                    what = f"a loss or the gradient is not finite at step {steps.max()}"
                 raise ValueError(
-                    f"{subset_name(subset)}, n = {n}, seed {seed}: a loss or the update is not finite from step "
-                    f"{steps[steps >= 0].min()} on; lower optimizer.learning_rate, or check the data"
+                    f"{subset_name(subset)}, n = {n}, seed {seed}: {what}; lower optimizer.learning_rate, or check the data"
                 )
         return Predictions(trained, refitted)
 
@@ -198,7 +204,7 @@ class Trained:
             )
         return training, len(experiment.names)
 
-    def _run(self, training: Training, to_refit: int) -> Callable[..., tuple[Array, Array, Array]]:
+    def _run(self, training: Training, to_refit: int) -> Callable[..., tuple[Array, Array, tuple[Array, Array]]]:
         """Return the pure function of one seed: (what varies, the three parts) -> both predictions, first bad step."""
         inference = training.inference
         held_back = max(1, to_refit // 4)
@@ -215,8 +221,11 @@ class Trained:
 
             return _in_chunks(some, inputs)
 
-        def one(varying: Varying, train: Part, validation: Part, test: Part) -> tuple[Array, Array, Array]:
+        def one(
+            varying: Varying, train: Part, validation: Part, test: Part
+        ) -> tuple[Array, Array, tuple[Array, Array]]:
             state, fresh, batches = varying
+            at_first = unsoundness(state)
 
             def step(state: Any, rows: Array) -> tuple[Any, None]:
                 inputs = {m: x[rows] for m, x in train[0].items()}
@@ -234,7 +243,9 @@ class Trained:
 
             trained = state.params["fusion"]
             head = refit(decide, trained, fresh, features, validation[1], held_back=held_back)
-            return decide(trained, evaluated), decide(head, evaluated), state.first_bad
+            worse = jax.tree.map(lambda now, then: now > then, unsoundness(state), at_first)
+            broken = jnp.any(jnp.stack(jax.tree.leaves(worse)))
+            return decide(trained, evaluated), decide(head, evaluated), (state.first_bad, broken)
 
         return one
 

@@ -25,7 +25,7 @@ from mmjax.objectives import FUSION
 from mmjax.optim.geometry import geometry_of, named_geometry
 from mmjax.train.base import Experiment
 from mmjax.train.predictor import BATCH, over_dataset
-from mmjax.train.state import TrainState, create_state, settled
+from mmjax.train.state import Moved, TrainState, advanced, create_state
 from mmjax.train.step import Inference, StepMetrics, prepare
 
 PyTree = Any
@@ -82,18 +82,24 @@ class Generative(Experiment):
         """Take one training step; pure."""
         gradient = jax.grad(self._losses, has_aux=True)
         grads, (values, weights, chains) = gradient(state.params, state, batch)
-        updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
-        trained = self.method.trained(self.core, state.params["core"], state.step)
-        if trained is not None:
-            updates = {"core": jax.tree.map(lambda on, u: jnp.where(on, u, 0), trained, updates["core"])}
-        moved = state.replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            model_state=state.model_state | ({"chains": chains} if chains else {}),
-            opt_state=opt_state,
+
+        def move() -> Moved:
+            updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
+            updates = self._trained(updates, state)
+            model_state = state.model_state | ({"chains": chains} if chains else {})
+            return Moved(optax.apply_updates(state.params, updates), model_state, opt_state)
+
+        new_state = advanced(
+            state, jnp.isfinite(values), self._trained(grads, state), move, self.config.train.skip_nonfinite
         )
-        new_state = settled(state, moved, jnp.isfinite(values), updates, self.config.train.skip_nonfinite)
         return new_state, StepMetrics(values, weights)
+
+    def _trained(self, tree: PyTree, state: TrainState) -> PyTree:
+        """Return gradients or updates with 0 for what this step does not train."""
+        trained = self.method.trained(self.core, state.params["core"], state.step)
+        if trained is None:
+            return tree
+        return {"core": jax.tree.map(lambda on, u: jnp.where(on, u, 0), trained, tree["core"])}
 
     def measure(self, state: TrainState, batch: Batch) -> dict[str, Array]:
         """Return norms and cosines of the objectives' gradients; pure."""

@@ -26,14 +26,14 @@ from mmjax.train.refresher import Refresher
 from mmjax.train.run import Run
 from mmjax.train.signature import write_signature
 from mmjax.train.stages import build_stages
-from mmjax.train.state import TrainState
+from mmjax.train.state import TrainState, unsoundness
 from mmjax.train.step import StepMetrics
 
 PyTree = Any
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss, a gradient or the update became NaN or infinite; `.step`, `.quantity` and `.objectives` say where.
+    """A loss, a gradient or the state became NaN or infinite; `.step`, `.quantity` and `.names` say where.
 
     >>> print(NonFiniteError(7, "gradient", ("fusion", "audio"), checkpoint=4))  # doctest: +ELLIPSIS
     the gradient of fusion and audio is not finite at step 7; the checkpoint of step 4 is kept. Lower the learning rate ...
@@ -42,24 +42,27 @@ class NonFiniteError(FloatingPointError):
     def __init__(
         self,
         step: int,
-        quantity: Literal["loss", "gradient", "update"],
-        objectives: tuple[str, ...],
+        quantity: Literal["loss", "gradient", "state"],
+        names: tuple[str, ...],
         checkpoint: int | None,
         saving: bool = True,
         skipped: int = 0,
     ):
-        """objectives: whose loss or gradient; none: the update is not finite though every objective's gradient is.
+        """names: the objectives whose loss or gradient (its length) it is, or the arrays of the state.
 
+        No names: the combined gradient is not finite though every objective's is.
         checkpoint: the last step saved. saving: False where the run has no work folder to save anything in. skipped: steps
-        before this one at which something was not finite.
+        of the stage before this one at which something was not finite.
         """
-        self.step, self.quantity, self.objectives = step, quantity, objectives
+        self.step, self.quantity, self.names = step, quantity, names
         kept = "no checkpoint had been saved yet" if saving else "nothing is kept, as the run has no work folder"
         if checkpoint is not None:
             kept = f"the checkpoint of step {checkpoint} is kept"
-        what = "the update is not finite, though every objective's gradient is,"
-        if objectives:
-            *others, last = objectives
+        what = "the combined gradient is not finite, though every objective's is,"
+        if quantity == "state":
+            what = f"{names[0]}{f' (and {len(names) - 1} more)' * (len(names) > 1)} is not finite"
+        elif names:
+            *others, last = names
             what = f"the {quantity} of {', '.join(others)}{' and ' * bool(others)}{last} is not finite"
         before = f", after {skipped} skipped" if skipped else ""
         super().__init__(f"{what} at step {step}{before}; {kept}. Lower the learning rate or check the data.")
@@ -118,7 +121,7 @@ def fit(
 
     Raises:
       ValueError: a configuration or data that cannot work; before anything is compiled.
-      NonFiniteError: a loss or the update became NaN or infinite.
+      NonFiniteError: a loss, a gradient or the state became NaN or infinite.
       OSError: the work folder cannot be written.
 
     >>> from mmjax.train.optimizer import AdamConfig
@@ -156,7 +159,9 @@ class _Loop:
         self.measured: list[tuple[int, dict[str, Any]]] = []
         self.waiting: list[_Window] = []
         self.fetched = 0.0  # when the last windows were
-        self.skipped = 0  # steps at which something was not finite, as told last
+        self.skipped = 0  # steps of the stage at which something was not finite, as told last
+        self.measure: Callable[..., Any] | None = None
+        self.at_first: dict[str, int] = {}  # what of the model was infinite then, such as a running minimum
 
     def run(self) -> Run:
         with self.interruption:
@@ -210,7 +215,7 @@ class _Loop:
         state = route.place_state(local)
         del local
         batch = route.place_batch(self._batch(first))
-        step_program, measure_program = self._compile(state, batch)
+        step_program, self.measure = self._compile(state, batch)
         compile_seconds = time.perf_counter() - started
         self.clock.compiling += compile_seconds
         self.observer.compiled(compile_seconds)
@@ -222,8 +227,8 @@ class _Loop:
                 batch = route.place_batch(self._batch(step))
             if refresher is not None and (step - experiment.start) % refresher.every == 0:
                 state = self._refresh(refresher, state)
-            if measure_program is not None and step % train.monitor_every == 0:
-                self.measured.append((step, measure_program(state, batch)))
+            if self.measure is not None and step % train.monitor_every == 0:
+                self.measured.append((step, self.measure(state, batch)))
             state, metrics = step_program(state, batch)
             self.pending.append(metrics)
             self.clock.steps += 1
@@ -235,6 +240,7 @@ class _Loop:
             if evaluate or save:
                 pause = time.perf_counter()
                 local = route.local_state(state)
+                self._check(done, local)
                 if evaluate:
                     values = self._evaluate(done, local)
                     local = local.replace(validation_values=jax.device_put(values, route.replicated))
@@ -299,7 +305,7 @@ class _Loop:
                     known = {k: float(v) for k, v in values.items() if np.isfinite(v)}
                     self._row({"step": step, "kind": "gradients"} | known)
             if halted >= 0:
-                raise self._non_finite(state, first_bad, metrics[halted - window.done].values, int(skipped))
+                raise self._halted(state, first_bad, metrics[halted - window.done].values, int(skipped))
             if skipped > self.skipped:
                 self.observer.note(f"step {window.done}: {skipped} skipped so far, as something was not finite")
                 self.skipped = int(skipped)
@@ -320,24 +326,42 @@ class _Loop:
         row["steps_per_second"] = rate
         self._row(row)
 
-    def _non_finite(self, state: TrainState, first_bad: np.ndarray, losses: np.ndarray, skipped: int) -> NonFiniteError:
+    def _halted(self, state: TrainState, first_bad: np.ndarray, losses: np.ndarray, skipped: int) -> NonFiniteError:
         """Return the error of the step that halted the run, whose state is left as the step found it.
 
         losses: [K], of that step; NaN for an objective that did not count.
         """
         experiment, step = self.experiment, int(first_bad.max())
-        quantity: Literal["loss", "gradient", "update"] = "loss"
+        broken = self._broken(experiment.route.local_state(state))  # by the step before: its update was too large
+        if broken:
+            return self._non_finite(step, "state", broken, skipped - 1)
+        quantity: Literal["loss", "gradient"] = "loss"
         bad = first_bad[:-1] == step
         if not bad.any():
+            quantity = "gradient"
             batch = experiment.route.place_batch(self._batch(step))
-            measure = experiment.route.compile(experiment.measure, state, batch, donate=False)
+            measure = self.measure or experiment.route.compile(experiment.measure, state, batch, donate=False)
             geometry = experiment.route.read(measure(state, batch))
-            bad = np.array([not np.isfinite(geometry[f"norm/{name}"]) for name in experiment.names])
-            bad &= np.isfinite(losses)
-            quantity = "gradient" if bad.any() else "update"
-        objectives = tuple(name for name, own in zip(experiment.names, bad, strict=True) if own)
+            norms = np.array([geometry[f"norm/{name}"] for name in experiment.names])
+            bad = ~np.isfinite(norms) & np.isfinite(losses)
+        names = tuple(name for name, own in zip(experiment.names, bad, strict=True) if own)
+        return self._non_finite(step, quantity, names, skipped - 1)
+
+    def _check(self, done: int, local: TrainState) -> None:
+        """Raise `NonFiniteError` if an array is no longer finite: nothing of the kind is evaluated or saved."""
+        names = self._broken(local)
+        if names:
+            raise self._non_finite(done, "state", names, self.skipped)
+
+    def _broken(self, local: TrainState) -> tuple[str, ...]:
+        """Return the arrays of the model that are not finite, though they were at first."""
+        return tuple(name for name, how in _unsound(local).items() if how > self.at_first.get(name, 0))
+
+    def _non_finite(
+        self, step: int, quantity: Literal["loss", "gradient", "state"], names: tuple[str, ...], skipped: int
+    ) -> NonFiniteError:
         saved = None if self.checkpoints is None else self.checkpoints.last_step()
-        return NonFiniteError(step, quantity, objectives, saved, self.checkpoints is not None, skipped - 1)
+        return NonFiniteError(step, quantity, names, saved, self.checkpoints is not None, skipped)
 
     def _refresh(self, refresher: Refresher, state: TrainState) -> TrainState:
         local = self.experiment.route.local_state(state)
@@ -357,7 +381,8 @@ class _Loop:
         row |= {f"score/{name}": metrics[f"{name}/{score}"] for name in scored}
         self._row(row)
         value = experiment.criterion(metrics)
-        if self.books.best_value is None or value < self.books.best_value:
+        best = self.books.best_value
+        if best is None or value < best or (np.isnan(best) and not np.isnan(value)):  # NaN is never better
             self.books = dataclasses.replace(self.books, best_value=value, best_step=done, evaluations_without_better=0)
             self.best = _copy(variables)
             if self.checkpoints is not None:
@@ -384,6 +409,7 @@ class _Loop:
         if saved is not None:
             self.experiment = next(stage for stage in self.stages if saved <= stage.end)
         fresh = jax.device_put(self.experiment.initial_state(), self.experiment.route.replicated)
+        self.at_first = _unsound(fresh)
         if self.checkpoints is not None:
             self.checkpoints.forget_best_after(saved or 0)
         if self.checkpoints is None or saved is None:
@@ -426,7 +452,7 @@ class _Loop:
 def _mean_where_finite(values: np.ndarray) -> np.ndarray:
     """Return the means [K] of values [steps, K] over the steps at which they are finite; NaN where none is.
 
-    A loss is not where the batch lacks the modality, and at a skipped step.
+    A loss is not where the batch lacks the modality, or the step was skipped for it.
     """
     there = np.isfinite(values)
     total = np.where(there, values, 0).sum(axis=0, dtype=np.float64)
@@ -435,6 +461,12 @@ def _mean_where_finite(values: np.ndarray) -> np.ndarray:
 
 def _told(state: TrainState) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     return state.first_bad, state.skipped, getattr(state.opt_state[0], "diagnostics", {})
+
+
+def _unsound(local: TrainState) -> dict[str, int]:
+    """Return the arrays of the model that are not finite, {path: 1 or 2}; see `unsoundness`."""
+    found = jax.tree.leaves_with_path(jax.device_get(unsoundness(local)))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): int(how) for path, how in found if how}
 
 
 def _variables(state: TrainState) -> PyTree:

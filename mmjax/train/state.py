@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -20,9 +20,9 @@ class TrainState(flax.struct.PyTreeNode):
 
     step: int32, steps taken; params; model_state: collections besides params (running batch statistics); opt_state;
     key: the run's key, constant (a step folds its number in); first_bad: int32 [K + 1], the step that halted the run, for
-    each objective whose loss, and last for the update, if it was not finite there; otherwise -1; skipped: int32, steps
-    at which something was not finite; validation_values: float32 [K], the objectives' losses on the validation split when
-    it was last looked at, NaN before.
+    each objective whose loss, and last for the combined gradient, if it was not finite there; otherwise -1; skipped: int32,
+    steps at which something was not finite; validation_values: float32 [K], the objectives' losses on the validation
+    split when it was last looked at, NaN before.
     """
 
     step: Array
@@ -33,6 +33,14 @@ class TrainState(flax.struct.PyTreeNode):
     first_bad: Array
     skipped: Array
     validation_values: Array
+
+
+class Moved(NamedTuple):
+    """What a step makes of a state."""
+
+    params: PyTree
+    model_state: PyTree
+    opt_state: PyTree
 
 
 def create_state(
@@ -85,26 +93,64 @@ def state_from(
     )
 
 
-def settled(before: TrainState, after: TrainState, sound: Array, updates: PyTree, allowed: int) -> TrainState:
-    """Return the state after a step, or what the step found, if a loss or the update is not finite.
+def advanced(before: TrainState, sound: Array, gradient: PyTree, move: Callable[[], Moved], allowed: int) -> TrainState:
+    """Return the state after a step; where a loss or the gradient is not finite, what the step found.
 
-    sound: bool [K], whether each loss is finite, or does not count. allowed: how many such steps are skipped; what they
-    found stays, and the next step follows. One more halts the run: from then on the state, its step included, stays what
-    that step found, so that the loop can look at what went wrong.
+    sound: bool [K], whether each loss is finite, or does not count. gradient: what the optimizer is to act on. move: what
+    the step makes of the state, asked for where all is finite. allowed: how many steps are skipped: what they found stays,
+    and the next step follows. One more halts the run: from then on the state, its step included, stays what that step
+    found, so that the loop can look at what went wrong. What the optimizer makes of a finite gradient is not looked at here.
+
+    The move is a branch: a choice between two states after it would keep both, where the new one can take the old one's
+    memory (perceptrons 1024 wide: 1.2 times the bytes, 2.5 times the memory beside the state).
+
+    Raises:
+      ValueError: arrays of the state that would change their shape or type, such as a method's own; they are named.
     """
-    finite = jnp.append(sound, jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(updates)])))
+    finite = jnp.append(sound, jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(gradient)])))
     good, halted = jnp.all(finite), before.skipped > allowed
-    skipped = jnp.where(halted, before.skipped, before.skipped + ~good)
+
+    def stay() -> Moved:
+        return Moved(before.params, before.model_state, before.opt_state)
+
+    _check_kept(stay(), jax.eval_shape(move))
+    moved = jax.lax.cond(good & ~halted, move, stay)
+    skipped = before.skipped + (~good & ~halted)
     halts = skipped > allowed
-
-    def chosen(new: PyTree, old: PyTree) -> PyTree:
-        return jax.tree.map(lambda a, b: jnp.where(good & ~halted, a, b), new, old)
-
-    return after.replace(
-        step=jnp.where(halts, before.step, after.step),
-        params=chosen(after.params, before.params),
-        model_state=chosen(after.model_state, before.model_state),
-        opt_state=chosen(after.opt_state, before.opt_state),
+    return before.replace(
+        step=jnp.where(halts, before.step, before.step + 1),
+        params=moved.params,
+        model_state=moved.model_state,
+        opt_state=moved.opt_state,
         first_bad=jnp.where(halts & ~halted & ~finite, before.step, before.first_bad),
         skipped=skipped,
     )
+
+
+def _check_kept(old: Moved, new: Moved) -> None:
+    def layout(state: Moved) -> dict[str, str]:
+        leaves = jax.tree.leaves_with_path(state)
+        return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+    before, after = layout(old), layout(new)
+    for name in before | after:
+        was, becomes = before.get(name, "nothing"), after.get(name, "nothing")
+        if was != becomes:
+            raise ValueError(
+                f"a step must keep the shapes and types of its state: state{name} is {was}, would be {becomes}"
+            )
+
+
+@jax.jit
+def unsoundness(state: TrainState) -> dict[str, PyTree]:
+    """Return 0 for every array of parameters and other collections that is finite, 1 if infinite somewhere, 2 if NaN.
+
+    An array may be infinite by intention (a running minimum, a mask): compare with what it was at first.
+    """
+
+    def of(leaf: Array) -> Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return jnp.zeros((), jnp.int32)
+        return jnp.where(jnp.any(jnp.isnan(leaf)), 2, jnp.where(jnp.any(jnp.isinf(leaf)), 1, 0))
+
+    return jax.tree.map(of, {"params": state.params, **state.model_state})

@@ -23,7 +23,7 @@ from mmjax.objectives import FUSION, ObjectiveGrads, objective_grads, objective_
 from mmjax.optim.geometry import Geometry, named_geometry
 from mmjax.optim.monitor import MonitorState, monitor
 from mmjax.train.modality_dropout import drop_modalities
-from mmjax.train.state import TrainState, settled, trained_params
+from mmjax.train.state import Moved, TrainState, advanced, trained_params
 
 PyTree = Any
 
@@ -70,12 +70,15 @@ class Training:
 
     @property
     def tx(self) -> optax.GradientTransformationExtraArgs:
-        """The combiner, watched, and the optimizer: first in its state is a `MonitorState`."""
-        return self.measuring(0)
+        """The combiner, watched, and the optimizer."""
+        return optax.chain(self.watched(0), self.optimizer)
 
-    def measuring(self, every: int) -> optax.GradientTransformationExtraArgs:
-        """Return `tx`, measuring the gradients' geometry at every `every`-th step (0: never); the state is the same."""
-        return optax.chain(monitor(self.combiner, every, num_objectives=len(self.names)), self.optimizer)
+    def watched(self, every: int) -> optax.GradientTransformationExtraArgs:
+        """Return the combiner under a monitor that measures the gradients at every `every`-th step; 0: never.
+
+        Its state is the same, whatever `every`.
+        """
+        return monitor(self.combiner, every, num_objectives=len(self.names))
 
 
 class StepMetrics(NamedTuple):
@@ -219,16 +222,17 @@ def _with_frozen(new: PyTree, old: PyTree, frozen: tuple[str, ...]) -> PyTree:
     }
 
 
-class _Move(NamedTuple):
-    """What a step comes to: losses [K] and whether each is finite, or does not count; updates; what is carried on."""
+class _Combined(NamedTuple):
+    """A step up to the combiner: whose loss is finite or does not count [K]; the gradient; what comes beside it."""
 
     sound: Array
-    updates: PyTree
-    opt_state: PyTree
+    gradient: PyTree
+    watched: MonitorState
     model_state: PyTree
+    extra: dict[str, Any]
 
 
-def _move(training: Training, tx: optax.GradientTransformationExtraArgs, state: TrainState, batch: Batch) -> _Move:
+def _combined(training: Training, state: TrainState, batch: Batch, monitor_every: int) -> _Combined:
     batch = _with_dropout(training, _dropout_key(state), batch)
     values, grads, aux, model_state = _gradients(training, state, batch)
     outputs = aux.outputs
@@ -241,38 +245,36 @@ def _move(training: Training, tx: optax.GradientTransformationExtraArgs, state: 
         missing["present"] = outputs.present_by_objective
         logit_loss = {name: partial(_loss, training, batch, outputs.here(name)) for name in grads.names}
     trained = trained_params(state.params, training.frozen)
-    updates, opt_state = tx.update(
-        grads,
-        state.opt_state,
-        trained,
-        values=values,
-        groups=parameter_groups(trained),
-        labels=batch.label,
-        logit_loss=logit_loss,
-        unimodal_logits=outputs.unimodal_logits,
-        last_layer=outputs.last_layer,
-        validation_values=state.validation_values,
-        key=jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1),
+    extra: dict[str, Any] = {
+        "values": values,
+        "groups": parameter_groups(trained),
+        "labels": batch.label,
+        "logit_loss": logit_loss,
+        "unimodal_logits": outputs.unimodal_logits,
+        "last_layer": outputs.last_layer,
+        "validation_values": state.validation_values,
+        "key": jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1),
         **missing,
         **aux.extra,
-    )
+    }
+    gradient, watched = training.watched(monitor_every).update(grads, state.opt_state[0], trained, **extra)
     sound = jnp.isfinite(values) if active is None else jnp.isfinite(values) | ~active
-    return _Move(sound, updates, opt_state, model_state)
+    return _Combined(sound, gradient, watched, model_state, extra)
 
 
 def train_step(training: Training, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
     """Take one step: losses, per-objective gradients, combiner and optimizer, new parameters and statistics."""
-    move = _move(training, training.tx, state, batch)
-    trained = trained_params(state.params, training.frozen)
-    moved = state.replace(
-        step=state.step + 1,
-        params={**state.params, **optax.apply_updates(trained, move.updates)},
-        model_state=move.model_state,
-        opt_state=move.opt_state,
-    )
-    watched: MonitorState = move.opt_state[0]
-    new_state = settled(state, moved, move.sound, move.updates, training.skip_nonfinite)
-    return new_state, StepMetrics(watched.values, watched.weights)
+    combined = _combined(training, state, batch, monitor_every=0)
+
+    def move() -> Moved:
+        trained = trained_params(state.params, training.frozen)
+        optimizer = optax.with_extra_args_support(training.optimizer)
+        updates, opt_state = optimizer.update(combined.gradient, state.opt_state[1], trained, **combined.extra)
+        params = {**state.params, **optax.apply_updates(trained, updates)}
+        return Moved(params, combined.model_state, (combined.watched, opt_state))
+
+    new_state = advanced(state, combined.sound, combined.gradient, move, training.skip_nonfinite)
+    return new_state, StepMetrics(combined.watched.values, combined.watched.weights)
 
 
 def measure_gradients(training: Training, state: TrainState, batch: Batch) -> dict[str, Array]:
@@ -281,7 +283,7 @@ def measure_gradients(training: Training, state: TrainState, batch: Batch) -> di
     They are of the gradients of the step from this state; NaN where no example of the batch has the modality, and for
     pairs that meet in no parameter.
     """
-    measured: MonitorState = _move(training, training.measuring(1), state, batch).opt_state[0]
+    measured = _combined(training, state, batch, monitor_every=1).watched
     return named_geometry(Geometry(measured.norms, measured.cosines), training.names)
 
 

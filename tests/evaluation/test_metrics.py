@@ -320,3 +320,10 @@ def test_late_fusion_without_experts_or_with_other_shapes_is_an_error():
 def test_examples_of_the_docstrings():
     found = doctest.testmod(module)
     assert found.attempted >= 7 and found.failed == 0
+
+
+def test_a_nan_is_no_vote():
+    logits = np.array([[0.0, 1.0], [np.nan, np.nan]])
+    for task, label in ((Task("classification", 2), np.array([1, 0])), (Task("multilabel", 2), np.eye(2))):
+        told = task_metrics(task, logits, label)
+        assert set(told) == set(task_metrics(task, np.zeros((2, 2)), label)) and np.isnan(list(told.values())).all()

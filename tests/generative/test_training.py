@@ -13,7 +13,7 @@ import pytest
 
 from mmjax.config import Config, ModelConfig, TrainConfig
 from mmjax.config_file import load_config
-from mmjax.data import ImageTags, MnistHalves, Planted, Splits, Task, from_arrays
+from mmjax.data import ImageTags, MnistHalves, Planted, Splits, Task, from_arrays, gather
 from mmjax.evaluation.linear import fit_linear
 from mmjax.generative import (
     MDRNN,
@@ -400,3 +400,18 @@ def test_unstandardised_real_inputs_are_warned_of(splits):
     )
     with pytest.warns(UserWarning, match=r"left has gaussian visible units.*mean 50(\.\d+)? and standard deviation \d"):
         build_experiment(config(model=MRBMConfig(visible={"left": "gaussian"})), real)
+
+
+def test_a_batch_that_is_not_finite_is_skipped(splits):
+    experiment = build_experiment(config(METHODS["pcd"], skip_nonfinite=1), splits)
+    state, step = experiment.initial_state(), jax.jit(experiment.step)
+    batch = gather(splits.train, np.arange(16))
+    wrong = batch._replace(inputs={m: np.full_like(x, np.nan) for m, x in batch.inputs.items()})
+    state, _ = step(state, batch)
+    for halted in (False, True):
+        after, _ = step(state, wrong)
+        for part in ("params", "model_state", "opt_state"):
+            jax.tree.map(np.testing.assert_array_equal, getattr(after, part), getattr(state, part))
+        assert int(after.step) == (2 if not halted else int(state.step)) and int(after.skipped) == 1 + halted
+        state = after
+    assert state.model_state["chains"] and (state.first_bad == 2).any()

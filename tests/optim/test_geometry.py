@@ -40,10 +40,25 @@ def test_against_flattened_gradients():
     assert np.isnan(geometry["cosine/audio/image"])  # they meet in no parameter
 
 
-@pytest.mark.parametrize("scale", [0.0, 1e-15, 1e15])
+@pytest.mark.parametrize("scale", [0.0, 1e-37, 1e-30, 1e-15, 1e15, 1e30, 1e38])
 def test_cosine_at_any_scale(scale):
     def losses(p):
         return {"fusion": scale * jnp.sum(p * jnp.array([1.0, 0.0])), "m": scale * jnp.sum(p)}
 
     geometry = by_name(losses, jnp.ones(2))
     np.testing.assert_allclose(geometry["cosine/fusion/m"], np.sqrt(0.5) if scale else 0.0, rtol=1e-5)
+    np.testing.assert_allclose(geometry["norm/m"], np.sqrt(2) * scale, rtol=1e-5)
+
+
+def test_what_is_not_shared_does_not_drown_the_cosine():
+    rows = {"shared": jnp.array([[1e-8, 1e-8], [1e-8, 0.0]]), "own": jnp.array([[1e20], [0.0]])}
+    touching = {"shared": np.array([True, True]), "own": np.array([True, False])}
+    norms, cosines = geometry_of(rows, touching)
+    np.testing.assert_allclose(cosines[0, 1], np.sqrt(0.5), rtol=1e-6)
+    np.testing.assert_allclose(norms, [1e20, 1e-8], rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_is_not_finite_has_neither_norm_nor_cosine(wrong):
+    norms, cosines = geometry_of({"w": jnp.array([[1.0, wrong], [1.0, 0.0]])})
+    assert not np.isfinite(norms[0]) and norms[1] == 1 and np.isnan(cosines[0, 1])

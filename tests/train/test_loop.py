@@ -277,7 +277,7 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_good_checkpoint(tmp_path,
     with pytest.raises(NonFiniteError, match=f"not finite at step {first}") as error:
         fit(steps, tmp_path, splits=bad)
     assert error.value.step == first and error.value.quantity == "loss"
-    assert error.value.objectives == ("fusion", "audio")
+    assert error.value.names == ("fusion", "audio")
     kept = sorted(int(p.name) for p in (tmp_path / "checkpoints" / "last").iterdir() if p.name.isdigit())
     assert kept == [] or kept[-1] <= first
     assert not any("NaN" in line for line in (tmp_path / "metrics.jsonl").read_text().splitlines())

@@ -178,7 +178,7 @@ def test_methods_hear_the_loss_of_each_objective_and_who_is_active(splits):
     def update(grads, state, params, *, values, active, present, logit_loss, last_layer, **rest):
         logits = {n: inputs @ kernel + bias for n, (inputs, kernel, bias) in last_layer.items()}
         heard = jnp.stack([logit_loss[n](logits[n]) for n in grads.names])
-        return grads.weighted(jnp.ones(4), active), Overheard(active * present.shape[1], heard)
+        return grads.weighted(jnp.ones(4), active), Overheard(1.0 * active * present.shape[1], heard)
 
     init = lambda params: Overheard(jnp.ones(4), jnp.ones(4))  # noqa: E731
     experiment = build_classifier(config(), splits)
