@@ -64,7 +64,7 @@ LEAST, MOST = 256, 4096
 
 
 def sums(arrays: Sequence[Array]) -> Array:
-    """Return the sum of each of these arrays of one shape, [n], in one pass; differentiable.
+    """Return the sum of each of these arrays of one shape and type, [n], in one pass; differentiable.
 
     >>> sums([jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])]).tolist()
     [3.0, 7.0]
