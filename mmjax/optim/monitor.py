@@ -144,15 +144,22 @@ def monitor(
             def measured(state: MonitorState) -> MonitorState:
                 # Lazy gradients are asked for in here, inside the branch: a step that does not measure computes none.
                 norms, cosines = without_inactive(geometry_of(grads, extra_args.get("touching")), active)
-                found = state._replace(
+                return state._replace(
                     measurements=optax.safe_increment(state.measurements),
                     padded_norms=_padded(norms, size),
                     padded_cosines=_padded(cosines, size),
                     padded_conflicts=state.padded_conflicts.at[:k, :k].add(cosines < 0),
                 )
-                return jax.tree.map(partial(jnp.where, due), found, state)  # under vmap it may be another run's turn
 
-            state = jax.lax.cond(any_run(due), measured, lambda state: state, state)
+            def measured_where_due(state: MonitorState) -> MonitorState:
+                return jax.tree.map(
+                    partial(jnp.where, due), measured(state), state
+                )  # under vmap it may be another's turn
+
+            if every == 1:  # no branch: on a CPU what is inside one runs on one thread
+                state = measured(state)
+            else:
+                state = jax.lax.cond(any_run(due), measured_where_due, lambda state: state, state)
         return updates, state._replace(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
