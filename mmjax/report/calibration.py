@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 
 from mmjax.report.plots import (
@@ -70,10 +71,8 @@ def calibration(rows: Rows, title: str = "") -> Figure:
     ]
     columns = [_of_layer(rows, layer, names, styles) for layer in shown]
     traces = _series(rows, {n: f"{_PREFIX}posterior_trace/{n}" for n in names}, styles)
-    figure = Figure(figsize=(12, 7), layout="constrained")
+    figure = Figure(figsize=(12, 7), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     FigureCanvasAgg(figure)
-    # typed as any engine or none; `layout` above made it a constrained one, which has these pads
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr, call-arg]
     left_out = f"  ({len(shown)} of {len(layers)} layers)" if len(shown) < len(layers) else ""
     figure.suptitle(f"{title}{left_out}", fontsize=13, fontweight="bold", parse_math=False)
     steps = [s.steps[-1] for column in columns for panel in column for s in panel.series] + [

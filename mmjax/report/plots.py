@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -84,10 +85,8 @@ def curves(rows: Rows, title: str = "") -> Figure:
     names = _objectives(rows)
     styles = _styles(names)
     panels = [panel for panel in _panels(rows, names, styles) if panel.series]
-    figure = Figure(figsize=(12, 7), layout="constrained")
+    figure = Figure(figsize=(12, 7), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
     FigureCanvasAgg(figure)
-    # typed as any engine or none; `layout` above made it a constrained one, which has these pads
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr, call-arg]
     if title:
         figure.suptitle(title, fontsize=13, fontweight="bold", parse_math=False)
     if not panels:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -149,10 +150,8 @@ def sweep_curves(sweep: Sweep, title: str = "") -> Figure:
     """
     if sweep.seeds < 2:
         raise ValueError(f"a band needs at least 2 seeds, got {sweep.seeds}")
-    figure = Figure(figsize=(12, 7.6), layout="constrained")
+    figure = Figure(figsize=(12, 7.6), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     FigureCanvasAgg(figure)
-    # typed as any engine or none; `layout` above made it a constrained one, which has these pads
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr, call-arg]
     if title:
         figure.suptitle(title, fontsize=13, fontweight="bold", parse_math=False)
     subsets = _shown(sweep)
