@@ -19,7 +19,8 @@ from mmjax.config_file import load_config
 from mmjax.data import Dataset, Splits
 from mmjax.models import MultiModal, Outputs
 from mmjax.objectives import FeatureGrads, LazyGradientsError, ObjectiveGrads, objective_grads
-from mmjax.train.loop import NonFiniteError, fit
+from mmjax.train.loop import fit
+from mmjax.train.nonfinite import NonFiniteError
 from mmjax.train.run import Run, evaluate, load
 
 __all__ = [

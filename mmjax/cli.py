@@ -31,7 +31,8 @@ from mmjax.optim import METHODS
 from mmjax.overrides import HELP, override
 from mmjax.train import journal
 from mmjax.train.interruption import Interruption
-from mmjax.train.loop import NonFiniteError, fit
+from mmjax.train.loop import fit
+from mmjax.train.nonfinite import NonFiniteError
 from mmjax.train.run import Run, evaluate, load
 
 Command = Callable[[argparse.Namespace, Console], int]

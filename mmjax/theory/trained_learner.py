@@ -24,7 +24,8 @@ from mmjax.losses import example_losses
 from mmjax.theory.learner import Predictions, samples
 from mmjax.theory.linear import example_risks
 from mmjax.train.experiment import build_classifier
-from mmjax.train.state import TrainState, create_state, unsoundness
+from mmjax.train.nonfinite import unsoundness
+from mmjax.train.state import TrainState, create_state
 from mmjax.train.step import Training, prepare, train_step
 
 PyTree = Any
@@ -225,7 +226,7 @@ class Trained:
             varying: Varying, train: Part, validation: Part, test: Part
         ) -> tuple[Array, Array, tuple[Array, Array]]:
             state, fresh, batches = varying
-            at_first = unsoundness(state)
+            at_first = unsoundness(state.variables)
 
             def step(state: Any, rows: Array) -> tuple[Any, None]:
                 inputs = {m: x[rows] for m, x in train[0].items()}
@@ -233,7 +234,7 @@ class Trained:
                 return state, None
 
             state, _ = jax.lax.scan(step, state, batches)
-            variables = {"params": state.params, **state.model_state}
+            variables = state.variables
             features, evaluated = encode(variables, validation[0]), encode(variables, test[0])
 
             def decide(head: PyTree, features: dict[str, Array]) -> Array:
@@ -243,7 +244,7 @@ class Trained:
 
             trained = state.params["fusion"]
             head = refit(decide, trained, fresh, features, validation[1], held_back=held_back)
-            worse = jax.tree.map(lambda now, then: now > then, unsoundness(state), at_first)
+            worse = jax.tree.map(lambda now, then: now > then, unsoundness(state.variables), at_first)
             broken = jnp.any(jnp.stack(jax.tree.leaves(worse)))
             return decide(trained, evaluated), decide(head, evaluated), (state.first_bad, broken)
 

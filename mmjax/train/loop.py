@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,52 +20,17 @@ from mmjax.train import journal
 from mmjax.train.base import Experiment
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.interruption import Interruption
+from mmjax.train.nonfinite import NonFiniteError, Quantity, broken_arrays, cause_of_halt, unsound_arrays
 from mmjax.train.observer import Observer
 from mmjax.train.predictor import Predictor
 from mmjax.train.refresher import Refresher
 from mmjax.train.run import Run
 from mmjax.train.signature import write_signature
 from mmjax.train.stages import build_stages
-from mmjax.train.state import TrainState, unsoundness
+from mmjax.train.state import TrainState
 from mmjax.train.step import StepMetrics
 
 PyTree = Any
-
-
-class NonFiniteError(FloatingPointError):
-    """A loss, a gradient or the state became NaN or infinite; `.step`, `.quantity` and `.names` say where.
-
-    >>> print(NonFiniteError(7, "gradient", ("fusion", "audio"), checkpoint=4))  # doctest: +ELLIPSIS
-    the gradient of fusion and audio is not finite at step 7; the checkpoint of step 4 is kept. Lower the learning rate ...
-    """
-
-    def __init__(
-        self,
-        step: int,
-        quantity: Literal["loss", "gradient", "state"],
-        names: tuple[str, ...],
-        checkpoint: int | None,
-        saving: bool = True,
-        skipped: int = 0,
-    ):
-        """names: the objectives whose loss or gradient (its length) it is, or the arrays of the state.
-
-        No names: the combined gradient is not finite though every objective's is.
-        checkpoint: the last step saved. saving: False where the run has no work folder to save anything in. skipped: steps
-        of the stage before this one at which something was not finite.
-        """
-        self.step, self.quantity, self.names = step, quantity, names
-        kept = "no checkpoint had been saved yet" if saving else "nothing is kept, as the run has no work folder"
-        if checkpoint is not None:
-            kept = f"the checkpoint of step {checkpoint} is kept"
-        what = "the combined gradient is not finite, though every objective's is,"
-        if quantity == "state":
-            what = f"{names[0]}{f' (and {len(names) - 1} more)' * (len(names) > 1)} is not finite"
-        elif names:
-            *others, last = names
-            what = f"the {quantity} of {', '.join(others)}{' and ' * bool(others)}{last} is not finite"
-        before = f", after {skipped} skipped" if skipped else ""
-        super().__init__(f"{what} at step {step}{before}; {kept}. Lower the learning rate or check the data.")
 
 
 @dataclass(frozen=True)
@@ -332,40 +297,30 @@ class _Loop:
         losses: [K], of that step; NaN for an objective that did not count.
         """
         experiment, step = self.experiment, int(first_bad.max())
-        broken = self._broken(experiment.route.local_state(state))  # by the step before: its update was too large
-        if broken:
-            return self._non_finite(step, "state", broken, skipped - 1)
-        quantity: Literal["loss", "gradient"] = "loss"
-        bad = first_bad[:-1] == step
-        if not bad.any():
-            quantity = "gradient"
+
+        def norms() -> dict[str, np.ndarray]:
             batch = experiment.route.place_batch(self._batch(step))
             measure = self.measure or experiment.route.compile(experiment.measure, state, batch, donate=False)
             geometry = experiment.route.read(measure(state, batch))
-            norms = np.array([geometry[f"norm/{name}"] for name in experiment.names])
-            bad = ~np.isfinite(norms) & np.isfinite(losses)
-        names = tuple(name for name, own in zip(experiment.names, bad, strict=True) if own)
+            return {name: geometry[f"norm/{name}"] for name in experiment.names}
+
+        broken = broken_arrays(experiment.route.local_state(state).variables, self.at_first)
+        quantity, names = cause_of_halt(experiment.names, first_bad, losses, broken, norms)
         return self._non_finite(step, quantity, names, skipped - 1)
 
     def _check(self, done: int, local: TrainState) -> None:
         """Raise `NonFiniteError` if an array is no longer finite: nothing of the kind is evaluated or saved."""
-        names = self._broken(local)
+        names = broken_arrays(local.variables, self.at_first)
         if names:
             raise self._non_finite(done, "state", names, self.skipped)
 
-    def _broken(self, local: TrainState) -> tuple[str, ...]:
-        """Return the arrays of the model that are not finite, though they were at first."""
-        return tuple(name for name, how in _unsound(local).items() if how > self.at_first.get(name, 0))
-
-    def _non_finite(
-        self, step: int, quantity: Literal["loss", "gradient", "state"], names: tuple[str, ...], skipped: int
-    ) -> NonFiniteError:
+    def _non_finite(self, step: int, quantity: Quantity, names: tuple[str, ...], skipped: int) -> NonFiniteError:
         saved = None if self.checkpoints is None else self.checkpoints.last_step()
         return NonFiniteError(step, quantity, names, saved, self.checkpoints is not None, skipped)
 
     def _refresh(self, refresher: Refresher, state: TrainState) -> TrainState:
         local = self.experiment.route.local_state(state)
-        combiner = refresher(_variables(local), local.opt_state[0].inner, self.experiment.splits.train)
+        combiner = refresher(local.variables, local.opt_state[0].inner, self.experiment.splits.train)
         watched = state.opt_state[0]._replace(inner=self.experiment.route.place_state(combiner))
         return state.replace(opt_state=(watched, *state.opt_state[1:]))
 
@@ -374,7 +329,7 @@ class _Loop:
         experiment, train = self.experiment, self.experiment.config.train
         task = experiment.splits.train.task
         score = score_name(task)
-        variables = experiment.ready(_variables(local))
+        variables = experiment.ready(local.variables)
         metrics = self.predictor.metrics(variables, experiment.splits.validation)
         row = {"step": done, "kind": "validation"} | metrics
         scored = (name for name in experiment.names if f"{name}/{score}" in metrics)
@@ -409,7 +364,7 @@ class _Loop:
         if saved is not None:
             self.experiment = next(stage for stage in self.stages if saved <= stage.end)
         fresh = jax.device_put(self.experiment.initial_state(), self.experiment.route.replicated)
-        self.at_first = _unsound(fresh)
+        self.at_first = unsound_arrays(fresh.variables)
         if self.checkpoints is not None:
             self.checkpoints.forget_best_after(saved or 0)
         if self.checkpoints is None or saved is None:
@@ -417,7 +372,7 @@ class _Loop:
         state, books = self.checkpoints.restore_last(fresh)
         self.books = _Bookkeeping(**books)
         if self.books.best_step >= 0:
-            self.best = self.checkpoints.restore_best(_variables(fresh), self.books.best_step)
+            self.best = self.checkpoints.restore_best(fresh.variables, self.books.best_step)
         return state, int(state.step)
 
     def _open_metrics(self, first: int) -> dict[str, Any] | None:
@@ -429,7 +384,7 @@ class _Loop:
         return next((row for row in journal.read_rows(path) if row["kind"] == "test"), None)
 
     def _best_variables(self, local: TrainState) -> PyTree:
-        return _variables(local) if self.best is None else self.best
+        return local.variables if self.best is None else self.best
 
     def _row(self, row: dict[str, Any]) -> None:
         if self.file is not None:
@@ -461,16 +416,6 @@ def _mean_where_finite(values: np.ndarray) -> np.ndarray:
 
 def _told(state: TrainState) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     return state.first_bad, state.skipped, getattr(state.opt_state[0], "diagnostics", {})
-
-
-def _unsound(local: TrainState) -> dict[str, int]:
-    """Return the arrays of the model that are not finite, {path: 1 or 2}; see `unsoundness`."""
-    found = jax.tree.leaves_with_path(jax.device_get(unsoundness(local)))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): int(how) for path, how in found if how}
-
-
-def _variables(state: TrainState) -> PyTree:
-    return {"params": state.params, **state.model_state}
 
 
 @jax.jit

@@ -34,6 +34,11 @@ class TrainState(flax.struct.PyTreeNode):
     skipped: Array
     validation_values: Array
 
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """What the model is applied with: {"params": ..., and its other collections}."""
+        return {"params": self.params, **self.model_state}
+
 
 class Moved(NamedTuple):
     """What a step makes of a state."""
@@ -139,18 +144,3 @@ def _check_kept(old: Moved, new: Moved) -> None:
             raise ValueError(
                 f"a step must keep the shapes and types of its state: state{name} is {was}, would be {becomes}"
             )
-
-
-@jax.jit
-def unsoundness(state: TrainState) -> dict[str, PyTree]:
-    """Return 0 for every array of parameters and other collections that is finite, 1 if infinite somewhere, 2 if NaN.
-
-    An array may be infinite by intention (a running minimum, a mask): compare with what it was at first.
-    """
-
-    def of(leaf: Array) -> Array:
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            return jnp.zeros((), jnp.int32)
-        return jnp.where(jnp.any(jnp.isnan(leaf)), 2, jnp.where(jnp.any(jnp.isinf(leaf)), 1, 0))
-
-    return jax.tree.map(of, {"params": state.params, **state.model_state})

@@ -19,7 +19,8 @@ from mmjax.optim import JointConfig, MimoConfig, UniformConfig
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.experiment import build_experiment
 from mmjax.train.journal import read_rows
-from mmjax.train.loop import NonFiniteError, fit
+from mmjax.train.loop import fit
+from mmjax.train.nonfinite import NonFiniteError
 from mmjax.train.observer import Observer
 from mmjax.train.optimizer import AdamConfig, CosineConfig, SGDConfig
 from mmjax.train.run import evaluate, load
