@@ -17,8 +17,9 @@ from mmjax.config import (
 )
 from mmjax.config_file import load_config
 from mmjax.data import Dataset, Splits
+from mmjax.lazy_gradients import FeatureGrads, LazyGradientsError, ObjectiveGrads
 from mmjax.models import MultiModal, Outputs
-from mmjax.objectives import FeatureGrads, LazyGradientsError, ObjectiveGrads, objective_grads
+from mmjax.objectives import objective_grads
 from mmjax.train.loop import fit
 from mmjax.train.nonfinite import NonFiniteError
 from mmjax.train.run import Run, evaluate, load

@@ -13,7 +13,7 @@ from jax import Array
 
 from mmjax.bayes.moments import Gradients, as_rows, take_rows
 from mmjax.config import Layout
-from mmjax.objectives import LeafGradients, ObjectiveGrads
+from mmjax.lazy_gradients import LeafGradients, ObjectiveGrads
 from mmjax.optim.rows import gradient_rows
 from mmjax.reductions import sum_rows
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mmjax.objectives import LeafGradients, ObjectiveGrads
+from mmjax.lazy_gradients import LeafGradients, ObjectiveGrads
 from mmjax.optim.gradients import count_objectives, touching_of
 
 PyTree = Any

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mmjax.objectives import LazyGradientsError, ObjectiveGrads
+from mmjax.lazy_gradients import LazyGradientsError, ObjectiveGrads
 
 PyTree = Any
 

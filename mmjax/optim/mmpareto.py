@@ -12,7 +12,8 @@ import optax
 from jax import Array
 
 from mmjax.config import MethodConfig, MethodContext
-from mmjax.objectives import FUSION, ObjectiveGrads, objective_of
+from mmjax.lazy_gradients import ObjectiveGrads
+from mmjax.objectives import FUSION, objective_of
 from mmjax.optim.gradients import check_like_params, count_objectives
 from mmjax.optim.gramian import GramState, inner_products
 from mmjax.optim.options import check_active, check_choice, check_num_objectives, check_positive

@@ -13,7 +13,7 @@ import optax
 from jax import Array
 
 from mmjax.config import MethodConfig, MethodContext
-from mmjax.objectives import ObjectiveGrads
+from mmjax.lazy_gradients import ObjectiveGrads
 from mmjax.optim.gradients import check_like_params, count_objectives, weighted_sum
 from mmjax.optim.options import check_active, check_at_least, check_key, check_num_objectives, check_positive
 from mmjax.optim.promises import Promise

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mmjax.objectives import LeafGradients, ObjectiveGrads
+from mmjax.lazy_gradients import LeafGradients, ObjectiveGrads
 from mmjax.optim.gradients import touching_of
 
 PyTree = Any

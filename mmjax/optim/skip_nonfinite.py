@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from mmjax.objectives import LeafGradients, ObjectiveGrads
+from mmjax.lazy_gradients import LeafGradients, ObjectiveGrads
 from mmjax.optim.gradients import count_objectives
 from mmjax.optim.options import check_active, check_num_objectives
 from mmjax.optim.record import CAPACITY

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mmjax.objectives import FUSION, ObjectiveGrads, objective_grads
+from mmjax.lazy_gradients import ObjectiveGrads
+from mmjax.objectives import FUSION, objective_grads
 
 PyTree = Any
 Structure = Literal["dense", "encoders"]

@@ -15,11 +15,12 @@ import optax
 from jax import Array
 
 from mmjax.data import Batch, Task
+from mmjax.lazy_gradients import ObjectiveGrads
 from mmjax.losses import example_losses, weighted_mean
 from mmjax.method import Forward, Rule, plain_losses
 from mmjax.models.heads import LastLayer
 from mmjax.models.multimodal import Outputs, parameter_groups
-from mmjax.objectives import FUSION, ObjectiveGrads, objective_grads, objective_names
+from mmjax.objectives import FUSION, objective_grads, objective_names
 from mmjax.optim.geometry import Geometry, named_geometry
 from mmjax.optim.monitor import MonitorState, monitor
 from mmjax.train.modality_dropout import drop_modalities

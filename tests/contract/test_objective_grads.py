@@ -25,7 +25,7 @@ from contract.problems import (
     make_batch,
     make_params,
 )
-from mmjax.objectives import LazyGradientsError
+from mmjax.lazy_gradients import LazyGradientsError
 
 NAMES = ("fusion", "audio", "image")
 WEIGHTS = jnp.array([1.0, 0.3, 2.0])

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mmjax.objectives import ObjectiveGrads
+from mmjax.lazy_gradients import ObjectiveGrads
 from mmjax.optim.gradients import stacked, weighted_sum
 from testing import known_answers
 from testing.mutants.kit import Mutant, breaks, on_rows, weighing
