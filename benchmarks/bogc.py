@@ -43,6 +43,7 @@ from mmjax.losses import example_losses
 from mmjax.optim import BogcConfig, JointConfig, UniformConfig
 from mmjax.overrides import override
 from mmjax.train.experiment import build_classifier
+from mmjax.train.nonfinite import unsoundness
 from mmjax.train.optimizer import AdamConfig, SGDConfig
 from mmjax.train.step import prepare, train_step
 
@@ -154,6 +155,7 @@ def take_together(config: Config, splits: Splits, rates: tuple[float, ...], seed
         return made.replace(opt_state=(watched, (optimizer, _RateState(jnp.float32(rate)))))
 
     state = jax.tree.map(lambda *x: jnp.stack(x), *(start(*run) for run in runs))
+    at_first = jax.vmap(unsoundness)(state.variables)
 
     @partial(jax.jit, donate_argnums=0)
     def epoch(state: Any, indices: Array, data: Batch) -> Any:
@@ -166,8 +168,7 @@ def take_together(config: Config, splits: Splits, rates: tuple[float, ...], seed
     @jax.jit
     def evaluate(state: Any, data: Batch) -> Any:
         def one(state: Any) -> Any:
-            variables = {"params": state.params, **state.model_state}
-            outputs: Any = inference.model.apply(variables, prepare(inference, data.inputs))
+            outputs: Any = inference.model.apply(state.variables, prepare(inference, data.inputs))
             told = {}
             for name, logits in outputs.by_objective.items():
                 told[f"{name}/accuracy"] = jnp.mean(jnp.argmax(logits, -1) == data.label)
@@ -187,10 +188,9 @@ def take_together(config: Config, splits: Splits, rates: tuple[float, ...], seed
 
     def renewed_run(state: Any, whole: list[Batch]) -> Any:
         assert refresh is not None
-        variables = {"params": state.params, **state.model_state}
         carry = refresh.start(state.opt_state[0].inner)
         for part in whole:
-            outputs = inference.model.apply(variables, prepare(inference, part.inputs))
+            outputs = inference.model.apply(state.variables, prepare(inference, part.inputs))
             carry = refresh.add(carry, outputs, part.label, part.weight)
         watched = state.opt_state[0]._replace(inner=refresh.finish(carry, state.opt_state[0].inner))
         return state.replace(opt_state=(watched, *state.opt_state[1:]))
@@ -205,7 +205,9 @@ def take_together(config: Config, splits: Splits, rates: tuple[float, ...], seed
         state = epoch(state, indices, train)
         for split, data in (("validation", splits.validation), ("test", splits.test)):
             history[split].append(jax.device_get(evaluate(state, gather(data, np.arange(len(data))))))
-    told, first_bad = jax.device_get((state.opt_state[0].diagnostics, state.first_bad))
+    worse = jax.tree.map(lambda now, then: now > then, jax.vmap(unsoundness)(state.variables), at_first)
+    broken = jax.vmap(lambda run: jnp.any(jnp.stack(jax.tree.leaves(run))))(worse)
+    told, halted = jax.device_get((state.opt_state[0].diagnostics, broken | jnp.any(state.first_bad >= 0, axis=1)))
     records = []
     for i, (rate, seed) in enumerate(runs):
         scores = [at["fusion/accuracy"][i] for at in history["validation"]]
@@ -213,8 +215,8 @@ def take_together(config: Config, splits: Splits, rates: tuple[float, ...], seed
         at_best = {split: {k: float(v[i]) for k, v in history[split][best].items()} for split in history}
         at_best["validation"]["score/fusion"] = at_best["validation"]["fusion/accuracy"]
         diagnostics = {k: float(v[i]) for k, v in told.items()}
-        halted = bool((first_bad[i] >= 0).any())  # where `mmjax.fit` would have stopped
-        record = {"rate": rate, "seed": seed, "epoch": best + 1, "halted": halted, "told": diagnostics}
+        # halted: where `mmjax.fit` would have stopped
+        record = {"rate": rate, "seed": seed, "epoch": best + 1, "halted": bool(halted[i]), "told": diagnostics}
         records.append(record | at_best)
     return records
 
@@ -264,8 +266,6 @@ class Results:
         """Return the records, by seed, of the setting that is best over the tuning seeds; None where seeds are missing."""
         best = self.best(row, optimizer, tuning)
         found = {} if best is None else self._by_setting(row, optimizer)[best]
-        if any(record.get("halted") for record in found.values()):
-            raise FloatingPointError(f"{row}, {optimizer}: a run of the setting chosen, {best}, is not finite")
         return [found[seed] for seed in range(seeds)] if all(seed in found for seed in range(seeds)) else None
 
     def _by_setting(self, row: str, optimizer: str) -> dict[tuple[float, float], dict[int, Record]]:
@@ -318,16 +318,21 @@ def report(
         for name, records in found.items():
             if records is None:
                 continue
+            settings_text = chosen_text(name, optimizer, records[0]["rate"], records[0]["knob"])
+            halted = [record["seed"] for record in records if record.get("halted")]
+            if halted:
+                table.add_row(name, *settings_text, f"not finite, seeds {halted}")
+                continue
             accuracy = column(records, "fusion/accuracy")
             differences = []
             for control in ("uniform", "joint"):
                 other = found.get(control)
-                same = other is None or name == control
+                unknown = other is None or name == control or any(record.get("halted") for record in other)
                 differences.append(
-                    "" if same or other is None else text(accuracy - column(other, "fusion/accuracy"), digits=2)
+                    "" if unknown or other is None else text(accuracy - column(other, "fusion/accuracy"), digits=2)
                 )
             table.add_row(
-                name, *chosen_text(name, optimizer, records[0]["rate"], records[0]["knob"]),
+                name, *settings_text,
                 text(accuracy, digits=2), text(column(records, "fusion/nll"), 1, 3),
                 *(text(column(records, f"{m}/accuracy"), digits=1) for m in modalities), *differences,
             )  # fmt: skip
@@ -367,7 +372,11 @@ def main() -> None:
         )
         if options.sequential:
             for rate, seed in missing:
-                results.add(setting, [{"rate": rate, "seed": seed} | take(made, splits, rate, seed, None)])
+                try:
+                    taken = take(made, splits, rate, seed, None) | {"halted": False}
+                except mmjax.NonFiniteError:
+                    taken = {"halted": True}
+                results.add(setting, [{"rate": rate, "seed": seed} | taken])
         else:
             results.add(setting, take_together(made, splits, rates, seeds))
 
@@ -377,7 +386,9 @@ def main() -> None:
             for setting in tried:
                 ensure(setting, setting.rates, range(tuning))
             best = results.best(row, optimizer, tuning)
-            assert best is not None
+            if best is None:
+                print(f"{optimizer}: {row}: no setting stays finite", flush=True)
+                continue
             knob, rate = best
             ensure(next(s for s in tried if s.knob == knob), (rate,), range(tuning, options.seeds))
             print(f"{optimizer}: {row} done, knob {knob:g}, rate {rate:.3g}", flush=True)

@@ -119,7 +119,8 @@ def task_metrics(task: Task, logits: np.ndarray, label: np.ndarray) -> dict[str,
     regression: r2 and pearson (means over outputs), mse and mae (means over examples and outputs).
 
     What is not defined for a class, label or output (a class that never occurs, an output that never varies) leaves it
-    out of the mean; where nothing is left, the metric is what chance gives: 0, and ½ for auroc. All are NaN if a logit is.
+    out of the mean; where nothing is left, the metric is what chance gives: 0, and ½ for auroc. All are NaN if a logit is,
+    or if logits have no softmax (infinite ones, or all −∞).
 
     Raises:
       ValueError: no example, or lengths that differ.
@@ -131,7 +132,9 @@ def task_metrics(task: Task, logits: np.ndarray, label: np.ndarray) -> dict[str,
     logits, label = np.asarray(logits, np.float64), np.asarray(label)
     if len(logits) == 0 or len(logits) != len(label):
         raise ValueError(f"need as many labels as predictions, and at least one; got {len(label)} and {len(logits)}")
-    if np.isnan(logits).any():  # else NaN would count as a vote for the first class
+    with np.errstate(invalid="ignore"):
+        known = _log_softmax(logits) if task.kind == "classification" else logits
+    if np.isnan(known).any():  # else NaN would be a vote for the first class
         return dict.fromkeys(task_metrics(task, np.zeros_like(logits), label), float("nan"))
     if task.kind == "classification":
         return _classification(logits, label)

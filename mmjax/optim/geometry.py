@@ -29,7 +29,7 @@ def geometry_of(grads: ObjectiveGrads | PyTree, touching: PyTree | None = None) 
     A norm is over all parameters. A cosine is over the parameters that both objectives reach (the fusion loss and one
     modality meet in that modality's encoder). Where a gradient is zero the cosine is 0. touching: a tree like params of
     bool[K], for stacked gradients; without it every objective reaches every parameter. Arithmetic is in float32; no
-    square overflows or vanishes. A gradient that is not finite has a norm and cosines that are not.
+    square overflows or vanishes. Where a gradient is not finite, nor are its norm and the cosines over such parameters.
 
     >>> norms, cosines = geometry_of({"w": jnp.array([[3.0, 4.0], [1.0, 0.0]])})
     >>> norms.tolist(), [round(c, 3) for c in cosines[0].tolist()]

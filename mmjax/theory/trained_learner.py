@@ -100,7 +100,7 @@ class Trained:
         trained, refitted, (first_bad, broken) = jax.device_get(_over_seeds(run, self.seed_axis)(varying, *parts))
         for seed, steps, over in zip(seeds, first_bad, broken, strict=True):
             if over or (steps >= 0).any():
-                what = "the model is not finite in the end"
+                what = "the model, or what it says of the test split, is not finite in the end"
                 if (steps >= 0).any():
                     what = f"a loss or the gradient is not finite at step {steps.max()}"
                 raise ValueError(
@@ -246,7 +246,10 @@ class Trained:
             head = refit(decide, trained, fresh, features, validation[1], held_back=held_back)
             worse = jax.tree.map(lambda now, then: now > then, unsoundness(state.variables), at_first)
             broken = jnp.any(jnp.stack(jax.tree.leaves(worse)))
-            return decide(trained, evaluated), decide(head, evaluated), (state.first_bad, broken)
+            predictions = decide(trained, evaluated), decide(head, evaluated)
+            for predicted in predictions:
+                broken |= ~jnp.all(jnp.isfinite(predicted))
+            return *predictions, (state.first_bad, broken)
 
         return one
 

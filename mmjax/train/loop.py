@@ -319,8 +319,21 @@ class _Loop:
         return NonFiniteError(step, quantity, names, saved, self.checkpoints is not None, skipped)
 
     def _refresh(self, refresher: Refresher, state: TrainState) -> TrainState:
+        """Return the state after the method's pass; the same one if what the pass found is not finite and may be skipped."""
         local = self.experiment.route.local_state(state)
-        combiner = refresher(local.variables, local.opt_state[0].inner, self.experiment.splits.train)
+        if int(local.first_bad.max()) >= 0:  # halted: the loop says why when it looks
+            return state
+        step, before = int(local.step), local.opt_state[0].inner
+        self._check(step, local)
+        combiner = refresher(local.variables, before, self.experiment.splits.train)
+        broken = tuple(f"method/{name}" for name in broken_arrays(combiner, unsound_arrays(before)))
+        if broken and not self.experiment.config.train.skip_nonfinite:
+            raise self._non_finite(step, "state", broken, self.skipped)
+        if broken:
+            self.observer.note(
+                f"step {step}: after a pass over the training split {broken[0]} would not be finite; what was there stays"
+            )
+            return state
         watched = state.opt_state[0]._replace(inner=self.experiment.route.place_state(combiner))
         return state.replace(opt_state=(watched, *state.opt_state[1:]))
 

@@ -107,7 +107,7 @@ def advanced(before: TrainState, sound: Array, gradient: PyTree, move: Callable[
     found, so that the loop can look at what went wrong. What the optimizer makes of a finite gradient is not looked at here.
 
     The move is a branch: a choice between two states after it would keep both, where the new one can take the old one's
-    memory (docs/benchmarks.md has the figures).
+    memory (docs/benchmarks.md has the figures, from a CPU).
 
     Raises:
       ValueError: arrays of the state that would change their shape or type, such as a method's own; they are named.

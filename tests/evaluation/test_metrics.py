@@ -327,3 +327,15 @@ def test_a_nan_is_no_vote():
     for task, label in ((Task("classification", 2), np.array([1, 0])), (Task("multilabel", 2), np.eye(2))):
         told = task_metrics(task, logits, label)
         assert set(told) == set(task_metrics(task, np.zeros((2, 2)), label)) and np.isnan(list(told.values())).all()
+
+
+@pytest.mark.parametrize("row", [[np.inf, 0.0], [np.inf, np.inf], [-np.inf, -np.inf]])
+def test_logits_without_a_softmax_have_no_metrics(row):
+    told = task_metrics(Task("classification", 2), np.array([[0.0, 1.0], row]), np.array([1, 0]))
+    assert np.isnan(list(told.values())).all()
+
+
+def test_a_class_that_is_ruled_out_counts_like_others():
+    logits = np.array([[0.0, 1.0, -np.inf], [1.0, 0.0, -np.inf]])
+    told = task_metrics(Task("classification", 3), logits, np.array([1, 0]))
+    assert told["accuracy"] == 1.0 and told["nll"] == pytest.approx(np.log1p(np.exp(-1.0)))

@@ -35,7 +35,7 @@ from mmjax.theory import (
     verdict,
 )
 from mmjax.theory.learner import samples
-from mmjax.train.optimizer import AdamConfig
+from mmjax.train.optimizer import AdamConfig, SGDConfig
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +296,18 @@ def test_an_absent_modality_is_zeros_in_its_place():
 def test_a_loss_that_is_not_finite_is_told():
     data = numbers("regression")
     hot = Trained(dataclasses.replace(CONFIG, optimizer=AdamConfig(learning_rate=1e30)), min_steps=30, refit_steps=10)
-    with pytest.raises(ValueError, match=r"a, n = 20, seed 0: (a loss or the gradient|the model) is not finite"):
+    with pytest.raises(ValueError, match=r"a, n = 20, seed 0: a loss or the gradient is not finite at step 1;"):
+        hot.predict(data, ("a",), 20, [0, 1])
+
+
+@pytest.mark.parametrize("optimizer", [SGDConfig(learning_rate=3e38), AdamConfig(learning_rate=1e25)])
+def test_a_last_step_too_large_is_told(optimizer):
+    data = numbers("regression")
+    one = dataclasses.replace(CONFIG, optimizer=optimizer, train=dataclasses.replace(CONFIG.train, epochs=0.01))
+    hot = Trained(one, min_steps=1, refit_steps=10)
+    with pytest.raises(
+        ValueError, match=r"a, n = 20, seed 0: the model, or what it says of the test split, is not finite"
+    ):
         hot.predict(data, ("a",), 20, [0, 1])
 
 

@@ -19,7 +19,7 @@ from mmjax.config import MethodConfig, ModelConfig, StageConfig
 from mmjax.data import Planted, batch_indices, from_arrays, gather
 from mmjax.method import Objectives, plain_losses
 from mmjax.models import CustomConfig, MLPConfig
-from mmjax.optim import bogc
+from mmjax.optim import BogcConfig, bogc
 from mmjax.train.experiment import build_experiment
 from mmjax.train.journal import read_rows
 from mmjax.train.observer import Observer
@@ -241,6 +241,46 @@ def test_one_more_than_allowed_halts_the_run_also_a_resumed_one(splits, tmp_path
         fit(late, tmp_path / "resumed", splits=splits, observer=Interrupt())
     with pytest.raises(NonFiniteError, match=f"at step {second}, after 1 skipped; the checkpoint of step"):
         fit(late, tmp_path / "resumed", splits=splits)
+
+
+@pytest.fixture(scope="module")
+def with_a_hole(splits):
+    """One training example's input is NaN: a pass over the training split meets it, and few batches do."""
+    inputs = dict(splits.train.inputs)
+    inputs["b"] = np.where((splits.train.label == MARK)[:, None], np.nan, inputs["b"])
+    return dataclasses.replace(splits, train=dataclasses.replace(splits.train, inputs=inputs))
+
+
+def laplace(**train):
+    return dataclasses.replace(config(evaluate_every=100, **train), method=BogcConfig(moments="laplace", samples=16))
+
+
+def test_a_pass_that_is_not_finite_halts_the_run_before_its_step(with_a_hole):
+    with pytest.raises(
+        NonFiniteError, match=r"method/moments/posteriors/b/factor \(and \d more\) is not finite at step 0"
+    ) as error:
+        fit(laplace(), splits=with_a_hole)
+    assert error.value.quantity == "state" and "method/moments/posteriors/fusion/factor" in error.value.names
+    assert not any("/a/" in name for name in error.value.names)
+
+
+def test_a_pass_that_is_not_finite_may_be_skipped(splits, with_a_hole, tmp_path):
+    class Notes(Observer):
+        def __init__(self):
+            self.texts = []
+
+        def note(self, text):
+            self.texts.append(text)
+
+    notes = Notes()
+    run = fit(laplace(skip_nonfinite=1), tmp_path, splits=with_a_hole, observer=notes)
+    rows = [row for row in read_rows(tmp_path / "metrics.jsonl") if row["kind"] == "train"]
+    assert len(marked_steps(splits, 1)) == rows[-1]["skipped"] == 1
+    assert np.isfinite(run.metrics["fusion/nll"])
+    (told,) = [text for text in notes.texts if "pass" in text]
+    assert told.startswith(
+        "step 0: after a pass over the training split method/moments/posteriors/b/factor would not be"
+    )
 
 
 def test_out_of_range_is_named(splits):
