@@ -71,7 +71,9 @@ def rows(samples: int) -> dict[str, MethodConfig]:
         ("microbatch", "parameters"),
     ):
         for conservatism in (True, False):
-            method = BogcConfig(moments=moments, level=level, conservatism=conservatism, samples=samples)  # type: ignore[arg-type]
+            method = BogcConfig(moments=moments, level=level, conservatism=conservatism)  # type: ignore[arg-type]
+            if moments == "laplace":
+                method = dataclasses.replace(method, samples=samples)
             made[f"{moments} {level}{', bold' if conservatism else ''}"] = method
     plain = BogcConfig(conservatism=False, samples=samples)
     made["laplace features, pooled"] = dataclasses.replace(plain, per_example=False)
@@ -79,7 +81,7 @@ def rows(samples: int) -> dict[str, MethodConfig]:
     made["laplace features, pooled, relative"] = dataclasses.replace(plain, per_example=False, relative=True)
     made["laplace features, T = 4"] = dataclasses.replace(plain, temperature=4.0)
     made["laplace features, posterior mean"] = dataclasses.replace(plain, mean="posterior")
-    made["ema parameters, relative"] = dataclasses.replace(plain, moments="ema", level="parameters", relative=True)
+    made["ema parameters, relative"] = BogcConfig(moments="ema", level="parameters", conservatism=False, relative=True)
     return made
 
 

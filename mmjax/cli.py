@@ -285,11 +285,21 @@ def _table(*headings: str) -> Table:
     return table
 
 
+_WIDE = 140
+"""Columns that the table of methods needs; on a narrower screen every method has lines of its own."""
+
+
 def _methods(options: argparse.Namespace, console: Console) -> int:
-    table = _table("method", "kind", "backward passes", "formula", "what it does", "source")
+    if console.width >= _WIDE:
+        table = _table("method", "kind", "backward passes", "formula", "what it does", "source")
+        for name, method in METHODS.items():
+            table.add_row(name, method.kind, method.backward_passes, method.reading, _summary(method), method.source)
+        console.print(table)
+        return 0
     for name, method in METHODS.items():
-        table.add_row(name, method.kind, method.backward_passes, method.reading, _summary(method), method.source)
-    console.print(table)
+        passes = f"backward passes: {method.backward_passes}"
+        console.print(f"[bold]{name}[/bold]  {method.kind}; {passes}; formula: {method.reading}")
+        console.print(f"  {_summary(method)}.\n  [dim]{method.source}[/dim]")
     return 0
 
 
@@ -321,7 +331,8 @@ def _data_check(options: argparse.Namespace, console: Console) -> int:
     console.print(arrays)
     sizes = ", ".join(f"{split} {size}" for split, size in report.sizes.items())
     if report.task is not None:
-        console.print(f"task: {report.task} with {report.num_outputs} outputs; examples: {sizes}")
+        outputs = f" with {report.num_outputs} outputs" if report.num_outputs else ""  # 0: labels that cannot be
+        console.print(f"task: {report.task}{outputs}; examples: {sizes}")
     if any(report.missing.values()):
         console.print("missing: " + ", ".join(f"{name} in {count}" for name, count in report.missing.items()))
     if report.counts:

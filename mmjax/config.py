@@ -120,7 +120,16 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Shapes that a method's state may have to be sized by."""
+    """Shapes that a method's state may have to be sized by.
+
+    features: {modality: shape of one example's features}; last_layer: {objective: (D', C)}, inputs and outputs of the last
+    layer of the fusion and of each uni-modal head.
+
+    Example:
+    >>> widths = {"fusion": (128, 10), "audio": (64, 10), "image": (32, 10)}
+    >>> Layout(features={"audio": (64,), "image": (32,)}, last_layer=widths).last_layer["fusion"]
+    (128, 10)
+    """
 
     features: dict[str, tuple[int, ...]]
     """{modality: shape of one example's features}."""

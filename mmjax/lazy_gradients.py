@@ -252,13 +252,13 @@ class FeatureGrads:
         features: dict[str, Array],
         head_losses: Callable[[PyTree, dict[str, Array]], dict[str, Array]],
         encoder_pull: Callable[[dict[str, Array]], PyTree],
-        last_layer_inputs: Callable[[dict[str, Array]], dict[str, Array]],
+        last_layer: Callable[[dict[str, Array]], dict[str, tuple[Array, Array, Array]]],
     ):
         self._problem = problem
         self.features = features
         self._head_losses = head_losses
         self._encoder_pull = encoder_pull
-        self._last_layer_inputs = last_layer_inputs
+        self._last_layer = last_layer
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -341,6 +341,15 @@ class FeatureGrads:
         touched = touched_leaves(gradient, self._problem.params)
         return jax.tree.unflatten(jax.tree.structure(self._problem.params), list(touched.T))
 
+    @property
+    def last_layer(self) -> dict[str, tuple[Array, Array, Array]]:
+        """{objective: (inputs [B, D'], kernel [D', C], bias [C])}, as the aux of losses_fn names them.
+
+        Raises:
+          ValueError: it names none, or not one for each objective.
+        """
+        return self._last_layer(self.features)
+
     def from_last_layer(self, cotangents: Mapping[str, Array]) -> dict[str, Array]:
         """Pull samples of gradients at the last layer's input back to the features.
 
@@ -362,7 +371,7 @@ class FeatureGrads:
             raise ValueError(f"from_last_layer needs as many samples S of each objective; got {sorted(samples_each)}")
 
         def pull_one(name: str) -> dict[str, Array]:
-            inputs, pull = jax.vjp(lambda z: self._last_layer_inputs(z)[name], self.features)
+            inputs, pull = jax.vjp(lambda z: self._last_layer(z)[name][0], self.features)
             samples = jnp.asarray(cotangents[name])
             if samples.shape[1:] != inputs.shape:
                 raise ValueError(

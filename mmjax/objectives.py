@@ -72,7 +72,7 @@ def objective_grads(
     encode: `encode(params, *args) -> {modality: features}`; then `losses_fn(params, features, *args)`, and
       `grads.features()` is available.
     has_aux: losses_fn and encode return (result, aux); aux comes out once: losses_fn's, or (encode's, losses_fn's).
-      An aux of losses_fn with a `last_layer` (attribute or key) serves `FeatureGrads.from_last_layer`.
+      An aux of losses_fn with a `last_layer` (attribute or key) serves `FeatureGrads.last_layer` and `from_last_layer`.
     batch_argnums: positions in `(params, *args)` of the arguments whose leaves have the batch as first axis, for
       `grads.parts`.
     axis_name: inside `pmap` or `shard_map` with params replicated and the batch sharded: losses_fn returns the loss of
@@ -186,7 +186,7 @@ def objective_grads(
                 features,
                 head_losses=lambda p, z: head(p, z, args)[0],
                 encoder_pull=lambda cotangents: encoder_pull(cotangents)[0],
-                last_layer_inputs=lambda z: _last_layer_inputs(head(params, z, args)[1], names),
+                last_layer=lambda z: _last_layer(head(params, z, args)[1], names),
             )
 
         values = problem.mean_over_devices(jnp.stack([losses[n].astype(jnp.float32) for n in names]))
@@ -281,11 +281,11 @@ def _part_of(args: tuple[Any, ...], argnums: Sequence[int], part: int, parts: in
     return tuple(jax.tree.map(cut, arg) if i + 1 in argnums else arg for i, arg in enumerate(args))
 
 
-def _last_layer_inputs(aux: Any, names: Sequence[str]) -> dict[str, Array]:
+def _last_layer(aux: Any, names: Sequence[str]) -> dict[str, tuple[Array, Array, Array]]:
     last_layer = aux.get("last_layer") if isinstance(aux, Mapping) else getattr(aux, "last_layer", None)
     if last_layer is None or set(last_layer) != set(names):
         raise ValueError(
-            "from_last_layer needs has_aux=True and a losses_fn whose aux has `last_layer` = {objective: (inputs, kernel, "
-            f"bias)}} for each of {tuple(names)}"
+            "the last layers are known only with has_aux=True and a losses_fn whose aux has `last_layer` = {objective: "
+            f"(inputs, kernel, bias)}} for each of {tuple(names)}"
         )
-    return {name: last_layer[name][0] for name in names}
+    return {name: tuple(last_layer[name]) for name in names}

@@ -151,8 +151,8 @@ def _kind(path: tuple[str, ...], name: str, base: type, old: Any) -> Any:
     kinds = KINDS[base]
     if name not in kinds:
         near = difflib.get_close_matches(name, kinds, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"--{_option(path)}.name {name!r} is unknown; {hint}(there are {', '.join(sorted(kinds))})")
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"--{_option(path)}.name {name!r} is unknown{hint} (there are {', '.join(sorted(kinds))})")
     shared = {} if old is None else {f.name: getattr(old, f.name) for f in dataclasses.fields(base) if f.name != "name"}
     return kinds[name](**shared)
 

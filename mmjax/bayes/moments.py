@@ -55,6 +55,7 @@ class Gradients:
     rows: for each leaf the gradients [T, ...], or with `examples` [T, B, ...], one an example.
     parts: n -> for each leaf [n, T, ...], the gradients of n equal parts of the global batch.
     pull_back: {objective: [S, B, D']} at the last layers' inputs -> for each leaf [S, T, B, ...]; None: not at this level.
+    last_layer: () -> the last layers, as in `Given`; ValueError where the losses do not tell them. None: not at this level.
     axis_name: the devices' axis that the examples are spread over.
     """
 
@@ -63,6 +64,7 @@ class Gradients:
     parts: Callable[[int], tuple[Array, ...]]
     examples: bool = False
     pull_back: Callable[[Mapping[str, Array]], tuple[Array, ...]] | None = None
+    last_layer: Callable[[], LastLayers] | None = None
     axis_name: str | None = None
 
     def over_examples(self, x: Array) -> Array:
@@ -250,7 +252,7 @@ def laplace(
 
     Raises:
       ValueError: an option out of range; at init no layers, or neither τ nor the number of examples; at the first step
-        without `last_layer`, `key` or a loss, or with layers of other sizes.
+        without `key`, a loss or last layers, or with layers of other sizes.
     """
     if not isinstance(samples, numbers.Integral) or samples < 16:
         raise ValueError(f"samples must be an integer >= 16, got {samples!r}")
@@ -326,12 +328,14 @@ def laplace(
         setting: Setting, gradients: Gradients, state: LaplaceState, given: Given
     ) -> tuple[tuple[Moments, ...], LaplaceState]:
         layers = layers_of(setting)
+        if gradients.pull_back is None:
+            raise ValueError("laplace estimates moments at the features: take level='features'")
+        if given.last_layer is None and gradients.last_layer is not None:
+            given = replace(given, last_layer=gradients.last_layer())
         given = _checked(given, layers, likelihood)
         assert given.last_layer is not None
         assert given.loss is not None
         assert given.key is not None
-        if gradients.pull_back is None:
-            raise ValueError("laplace estimates moments at the features: take level='features'")
         state = renewed(setting, gradients, state, given)
         cotangents, traces = {}, []
         after = jnp.zeros((), jnp.float32)
@@ -379,12 +383,15 @@ def mean_cross_entropy(labels: Array, likelihood: Likelihood) -> Callable[[Array
 def _checked(given: Given, layers: Mapping[str, tuple[int, int]], likelihood: Likelihood) -> Given:
     """Return `given` without gradients through it. Raises ValueError for what `laplace` lacks."""
     lacking = [name for name in ("last_layer", "key") if getattr(given, name) is None]
+    lacking += ["labels (or logit_loss)"] if given.loss is None and given.labels is None else []
     if lacking:
-        raise ValueError(f"laplace needs the extra argument {' and '.join(lacking)}: tx.update(..., {lacking[0]}=...)")
+        call = ", ".join(f"{name.split()[0]}=..." for name in lacking)
+        raise ValueError(
+            f"laplace needs the extra argument{'s' * (len(lacking) > 1)} {' and '.join(lacking)}: tx.update(..., {call})"
+        )
     loss = given.loss
     if loss is None:
-        if given.labels is None:
-            raise ValueError("laplace needs the extra argument labels (or logit_loss): tx.update(..., labels=labels)")
+        assert given.labels is not None
         loss = mean_cross_entropy(given.labels, likelihood)
     assert given.last_layer is not None
     found = {name: tuple(kernel.shape) for name, (_, kernel, _) in given.last_layer.items()}

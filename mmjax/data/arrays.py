@@ -241,8 +241,8 @@ def read_npz(path: str | Path) -> tuple[dict[str, np.ndarray], list[str]]:
     with path.open("rb") as file:  # opened here: numpy leaves a file that it cannot read open
         try:
             archive = np.load(file, allow_pickle=False)
-        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is not an npz file (numpy.savez): {error}") from None
+        except (ValueError, EOFError, OSError, zipfile.BadZipFile):  # what numpy says invites to unpickle it
+            raise ValueError(f"{path} is not an npz file (numpy.savez), or is damaged") from None
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError(f"{path} holds one bare array; an npz file (numpy.savez) has one a modality, and label")
         for name in archive.files:
@@ -277,7 +277,10 @@ def read_inputs(path: str | Path, modalities: Iterable[str]) -> tuple[dict[str, 
     problems = [problem for problem in unreadable if problem.split(" ", 1)[0] in wanted]
     raise_problems(str(path), problems)
     held = sorted(name for name in arrays if name not in OTHERS)
-    names = chosen_modalities(wanted, held)
+    absent = sorted(set(wanted) - set(held))
+    if absent:
+        raise ValueError(f"{path} has no array {absent[0]!r}, which the model takes (it has {', '.join(held)})")
+    names = tuple(sorted(wanted))
     inputs = {name: arrays[name] for name in names}
     if len({len(array) for array in inputs.values() if array.ndim}) > 1:
         lengths = ", ".join(f"{name} {len(array)}" for name, array in inputs.items())

@@ -33,8 +33,10 @@ def robustness_curves(
     >>> {m: c.tolist() for m, c in curves.items()}
     {'a': [-0.0, -0.0], 'b': [-0.0, -0.0]}
     """
-    if not inputs or len(levels) == 0 or min(levels) < 0:
-        raise ValueError(f"need at least one modality and levels of at least 0; got {sorted(inputs)} and {levels}")
+    if not inputs:
+        raise ValueError("inputs has no modality to add noise to")
+    if len(levels) == 0 or min(levels) < 0:
+        raise ValueError(f"noise needs at least one level, and levels of at least 0; got {list(levels)}")
     examples = len(next(iter(inputs.values())))
     here = np.ones((examples, len(inputs)), bool) if present is None else np.asarray(present)
     if here.shape != (examples, len(inputs)) or here.dtype != bool:

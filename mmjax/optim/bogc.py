@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -31,6 +32,13 @@ Kind = Literal["laplace", "ema", "microbatch"]
 
 SQUARES_DECAY = 0.9
 """Of the running E[g²] that tells live entries from dead ones."""
+
+_OWN_OPTIONS: dict[str, tuple[str, ...]] = {
+    "laplace": ("prior_precision", "samples", "mean", "per_example", "refresh_epochs"),
+    "ema": ("decay",),
+    "microbatch": ("parts",),
+}
+"""Options of `BogcConfig` that only one estimator has."""
 
 REFRESH_EVERY = 100
 """Steps between posteriors taken from a batch, where `moments="laplace"` is given by name."""
@@ -95,10 +103,10 @@ def bogc(
     num_objectives: K, where no layout tells it.
 
     Extra arguments of update: `active` bool[K]; `touching` for stacked gradients; `present` bool [B, M], columns by sorted
-    modality: at the features an example has an opinion only on the modalities that it has; for laplace `last_layer`,
-    `key`, and `labels` or `logit_loss` (logits -> scalar, the loss with its smoothing and weights, or
-    {objective: such a function} where they differ); `refresh`, a bool scalar: take the
-    posterior anew from this batch. Under vmap a step pays for posteriors when one of the runs is due.
+    modality: at the features an example has an opinion only on the modalities that it has; for laplace `key`, and `labels`
+    or `logit_loss` (logits -> scalar, the loss with its smoothing and weights, or {objective: such a function} where they
+    differ), `last_layer` if it is not what the aux of losses_fn tells, and `refresh`, a bool scalar: take the posterior anew
+    from this batch. docs/own_loop.md has a loop with it. Under vmap a step pays for posteriors when one of the runs is due.
 
     The state's `diagnostics` tell for each layer (a modality's features; a module's parameters) the mean evidence and mean
     weight n_d w_kd of each objective, the share of entries held back (c_d below ½), and the posteriors' traces.
@@ -131,7 +139,8 @@ def bogc(
         raise ValueError(f"moments={called!r} serve level {' or '.join(estimator.levels)}, not level={level!r}")
     if layout is None and (level == "features" or estimator.needs_layers):
         raise ValueError(
-            "bogc sizes its state by layout: give layout=mmjax.config.Layout(features=..., last_layer=...)"
+            "bogc sizes its state by layout: give layout=mmjax.config.Layout(features={modality: shape}, "
+            "last_layer={objective: (inputs, outputs)})"
         )
     if num_examples is not None and num_examples < 1:
         raise ValueError(f"num_examples must be at least 1, got {num_examples}")
@@ -301,7 +310,7 @@ class BogcConfig(MethodConfig):
     prior_precision: float | None = None
     """laplace: τ > 0 of the prior on the last layer; None: a tenth of the number of training examples."""
     samples: int = 64
-    """laplace: draws a step, at least 16."""
+    """laplace: draws a step, at least 16. On small models they cost many times the rest of the step."""
     mean: bayes_moments.Mean = "gradient"
     """laplace: what is weighed, the ordinary gradient or the mean of the posterior's."""
     per_example: bool = True
@@ -330,7 +339,18 @@ class BogcConfig(MethodConfig):
         check_positive("method.refresh_epochs", self.refresh_epochs)
         check_positive("method.temperature", self.temperature)
         for kind in get_args(Kind):
-            self._estimator(kind, "softmax")
+            try:
+                self._estimator(kind, "softmax")
+            except ValueError as error:  # names the option, as it is called here, too
+                raise ValueError(f"method.{error}") from None
+        idle = [(kind, n) for kind, names in _OWN_OPTIONS.items() if kind != self.moments for n in names]
+        for kind, name in idle:
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                warnings.warn(
+                    f"method.{name} is an option of moments={kind!r}; with moments={self.moments!r} it does nothing",
+                    UserWarning,
+                    stacklevel=2,
+                )
         if self.level not in self._estimator(self.moments, "softmax").levels:
             raise ValueError(f"method.moments={self.moments!r} has no level={self.level!r}: take level='features'")
 

@@ -71,6 +71,7 @@ def at_features(grads: Any, layout: Layout | None, here: Array) -> Located:
         parts=lambda n: taken(features.parts(n), 1),
         examples=True,
         pull_back=lambda samples: taken(features.from_last_layer(samples), 1),
+        last_layer=lambda: features.last_layer,
         axis_name=features.axis_name,
     )
     return Located(gradients, assemble)

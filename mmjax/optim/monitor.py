@@ -66,7 +66,7 @@ class MonitorState(NamedTuple):
 
     @property
     def cosines(self) -> Array:
-        """Cosines between the gradients at the last measurement, [K, K]; see `Geometry`. NaN as for norms."""
+        """Cosines between the gradients last measured, [K, K]; NaN as for norms, and for two that share no parameter."""
         return self._cut(self.padded_cosines, 2)
 
     @property

@@ -27,6 +27,7 @@ from mmjax.report.plots import (
 
 _PREFIX = "bogc/"
 _SHOWN = 5  # layers side by side; of more, these are taken evenly, the first and the last among them
+_LONG = 14  # letters of a layer's name from which on the title takes two lines
 _HELD = _Style("#303030", width=1.6)
 
 
@@ -74,6 +75,8 @@ def calibration(rows: Rows, title: str = "") -> Figure:
     figure = Figure(figsize=(12, 7), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     FigureCanvasAgg(figure)
     left_out = f"  ({len(shown)} of {len(layers)} layers)" if len(shown) < len(layers) else ""
+    if len(layers) < len(_held_back(rows)):
+        left_out += "\nlayers of one objective alone are not shown"
     figure.suptitle(f"{title}{left_out}", fontsize=13, fontweight="bold", parse_math=False)
     steps = [s.steps[-1] for column in columns for panel in column for s in panel.series] + [
         s.steps[-1] for s in traces
@@ -115,9 +118,13 @@ def save_calibration(rows: Rows, path: str | Path, title: str = "") -> None:
 
 def _layers(rows: Rows, names: Sequence[str]) -> list[str]:
     """Return the layers where two objectives or more have weight, in the order of the rows."""
+    return [layer for layer in _held_back(rows) if len(_touching(rows, layer, names)) > 1]
+
+
+def _held_back(rows: Rows) -> list[str]:
+    """Return all layers, in the order of the rows."""
     keys = dict.fromkeys(key for row in rows for key in row if key.startswith(f"{_PREFIX}held_back/"))
-    layers = [key.removeprefix(f"{_PREFIX}held_back/") for key in keys]
-    return [layer for layer in layers if len(_touching(rows, layer, names)) > 1]
+    return [key.removeprefix(f"{_PREFIX}held_back/") for key in keys]
 
 
 def _touching(rows: Rows, layer: str, names: Sequence[str]) -> list[str]:
@@ -130,7 +137,7 @@ def _of_layer(rows: Rows, layer: str, names: Sequence[str], styles: Mapping[str,
     of = lambda what: _series(rows, {n: f"{_PREFIX}{what}/{layer}/{n}" for n in there}, styles)  # noqa: E731
     steps, held = _values(rows, "train", f"{_PREFIX}held_back/{layer}")
     return [
-        _Panel(f"{layer}: mean weight", of("weight"), _finish_weight),
+        _Panel(f"{layer}:{' ' if len(layer) < _LONG else chr(10)}mean weight", of("weight"), _finish_weight),
         _Panel("mean evidence", of("evidence"), _finish_positive),
         _Panel("held back", [_Series("held back", steps, held, _HELD)], _finish_share),
     ]

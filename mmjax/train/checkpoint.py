@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,12 @@ class Checkpoints:
     """Two series under `folder`: `last` (state and the loop's bookkeeping) and `best` (what predictions need).
 
     Saving is asynchronous; a save that was cut off leaves a temporary folder that is ignored, and the one before it
-    stays until the new one is whole.
+    stays until the new one is whole. What the operating system refuses (a full disk) is an `OSError`, raised by the call
+    that meets it, which may be a later one.
     """
 
     def __init__(self, folder: Path):
+        self._folder = folder
         # the one before the newest is kept too: a kill may strike while the newest replaces it
         self._last = ocp.CheckpointManager(folder / "last", options=ocp.CheckpointManagerOptions(max_to_keep=2))
         self._best = ocp.CheckpointManager(folder / "best")
@@ -29,7 +34,8 @@ class Checkpoints:
 
     def save_last(self, state: TrainState, loop: Mapping[str, Any]) -> None:
         """Save everything a run needs to go on from this step. loop: plain JSON values, "best_step" among them."""
-        self._best.wait_until_finished()  # a checkpoint must not be whole before the best model that it names
+        with _system_errors(self._folder):
+            self._best.wait_until_finished()  # a checkpoint must not be whole before the best model that it names
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), loop=ocp.args.JsonSave(dict(loop)))
         self._save(self._last, int(state.step), args)
         self._named = (*self._named[-1:], loop["best_step"])
@@ -42,18 +48,19 @@ class Checkpoints:
             if old not in self._named:
                 self._best.delete(old)
 
-    @staticmethod
-    def _save(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite) -> None:
+    def _save(self, manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite) -> None:
         # An existing step is left alone (save would return False): a resumed run reproduces it bit for bit.
         if step not in manager.all_steps():
-            manager.save(step, args=args)
+            with _system_errors(self._folder):
+                manager.save(step, args=args)
 
     def forget_best_after(self, step: int) -> None:
         """Delete the best models later than `step`, from where a run goes on.
 
         On other devices its numbers part from theirs, and what is left would be taken for the best of all.
         """
-        self._best.wait_until_finished()  # to delete what is being written would break the writing
+        with _system_errors(self._folder):
+            self._best.wait_until_finished()  # to delete what is being written would break the writing
         for later in self._best.all_steps():
             if later > step:
                 self._best.delete(later)
@@ -80,9 +87,23 @@ class Checkpoints:
 
     def close(self) -> None:
         """Finish what is being written."""
-        for manager in (self._last, self._best):
-            manager.wait_until_finished()
-            manager.close()
+        with _system_errors(self._folder):
+            for manager in (self._last, self._best):
+                manager.wait_until_finished()
+                manager.close()
+
+
+@contextmanager
+def _system_errors(folder: Path) -> Iterator[None]:
+    """Turn what the storage library makes of an error of the system, a ValueError with its number in the text, back."""
+    try:
+        yield
+    except ValueError as error:
+        number = re.search(r"os_error_code='(\d+)'", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(folder)) from None
 
 
 def _abstract(tree: PyTree) -> PyTree:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,9 @@ class Run:
     """
 
     config: Config
-    inference: Inference
-    route: Route
-    variables: PyTree
+    inference: Inference = field(repr=False)
+    route: Route = field(repr=False)
+    variables: PyTree = field(repr=False)
     metrics: dict[str, Any]
     modalities: dict[str, tuple[int, ...]]
     workdir: Path | None = None

@@ -472,7 +472,7 @@ def test_read_inputs_takes_the_modalities_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"audio": None}, "modalities names 'audio', which the data do not hold"),
+        ({"audio": None}, r"mine.npz has no array .audio., which the model takes \(it has image\)"),
         ({"audio": with_bad(np.nan)}, r"audio holds nan at \[5, 2, 3\]"),
         ({"audio": np.ones((3, 7, 4))}, "the same number of examples, got audio 3, image 60"),
         ({"audio": np.array([None] * N, object)}, "audio cannot be read"),

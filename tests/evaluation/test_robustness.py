@@ -62,8 +62,12 @@ def test_who_lacks_a_modality_is_passed_by():
 
 
 def test_mistakes_are_named():
-    for inputs, levels in (({}, [1.0]), (INPUTS, []), (INPUTS, [-0.5])):
-        with pytest.raises(ValueError, match="levels of at least 0"):
+    for inputs, levels, message in (
+        ({}, [1.0], "no modality"),
+        (INPUTS, [], "at least one level.*levels of at least 0"),
+        (INPUTS, [-0.5], r"levels of at least 0; got \[-0.5\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
             robustness_curves(lambda x: 0.0, inputs, levels)
     with pytest.raises(ValueError, match="t holds tokens"):
         robustness_curves(lambda x: 0.0, INPUTS, [2.0])

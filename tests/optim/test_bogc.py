@@ -614,9 +614,9 @@ def test_options_out_of_range_are_named(problem, options, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prior_precision": 0.0}, "prior_precision"),
-        ({"samples": 8}, "samples must be an integer >= 16, got 8"),
-        ({"parts": 1}, "parts must be an integer >= 2"),
+        ({"prior_precision": 0.0}, "method.prior_precision"),
+        ({"samples": 8}, "method.samples must be an integer >= 16, got 8"),
+        ({"parts": 1}, "method.parts must be an integer >= 2"),
         ({"refresh_epochs": 0}, "method.refresh_epochs"),
         ({"level": "parameters"}, "method.moments='laplace' has no level='parameters'"),
         ({"moments": "microbatch", "parts": 3}, "train.batch_size = 8 does not divide into method.parts = 3"),
@@ -625,6 +625,22 @@ def test_options_out_of_range_are_named(problem, options, message):
 def test_configurations_out_of_range_are_named(splits, change, message):
     with pytest.raises(ValueError, match=message):
         build_experiment(config(BogcConfig(**change)), splits)
+
+
+@pytest.mark.parametrize(
+    ("moments", "change", "whose"),
+    [
+        ("ema", {"samples": 128}, "laplace"),
+        ("microbatch", {"decay": 0.5}, "ema"),
+        ("laplace", {"parts": 2}, "microbatch"),
+    ],
+)
+def test_an_option_of_another_estimator_is_warned_of(moments, change, whose):
+    (name,) = change
+    with pytest.warns(
+        UserWarning, match=rf"method\.{name} is an option of moments='{whose}'; with moments='{moments}' it"
+    ):
+        BogcConfig(moments=moments, **change).validate()
 
 
 def test_gradients_that_do_not_serve_are_named(problem):

@@ -31,6 +31,13 @@ def titles(figure):
     return [axes.get_title(loc="left") for axes in figure.axes]
 
 
+def test_long_names_take_two_lines_and_what_is_not_shown_is_said():
+    figure = calibration(rows_of({"encoders_audio.dense_0": "audio", "head": None}, posterior=False), "avdigits, bogc")
+    assert titles(figure)[0] == "encoders_audio.dense_0:\nmean weight" and len(figure.axes) == 3
+    assert figure.get_suptitle().endswith("layers of one objective alone are not shown")
+    assert calibration(rows_of({"audio": "audio"}), "a").get_suptitle() == "a"
+
+
 def test_a_column_a_layer_and_the_posteriors(tmp_path):
     rows = rows_of({"audio": "audio", "image": "image"})
     figure = calibration(rows, "avdigits, bogc")
@@ -47,7 +54,7 @@ def test_a_column_a_layer_and_the_posteriors(tmp_path):
 def test_of_many_layers_some_are_shown_and_those_with_one_objective_never():
     layers = {f"encoders_image.dense_{i}": "image" for i in range(9)} | {"heads_image.last": None}
     figure = calibration(rows_of(layers, posterior=False), "run")
-    shown = [t.removesuffix(": mean weight") for t in titles(figure) if t.endswith("mean weight")]
+    shown = [t.removesuffix(":\nmean weight") for t in titles(figure) if t.endswith("mean weight")]
     assert shown == [f"encoders_image.dense_{i}" for i in (0, 2, 4, 6, 8)]
     assert "5 of 9 layers" in figure.get_suptitle()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 from functools import partial
@@ -346,6 +347,27 @@ def test_a_work_folder_of_another_run_is_refused(splits, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot be written"):
         fit(config(), tmp_path / "file" / "below", splits=splits)
+
+
+def test_a_full_disk_is_told_as_such(splits, tmp_path, monkeypatch):
+    """Orbax says it in a ValueError, from the thread that writes; so it may come with a later call."""
+    told = "RESOURCE_EXHAUSTED: Error writing ...: No space left on device [os_error_code='28'] [source locations='a.cc:1']"
+
+    def full(*args, **options):
+        raise ValueError(told)
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*checkpoints'") as error:
+        fit(config(epochs=1), tmp_path, splits=splits)
+    assert error.value.errno == errno.ENOSPC
+    told = "something else"
+    with pytest.raises(ValueError, match="something else"):
+        fit(config(epochs=1), tmp_path / "again", splits=splits)
+
+
+def test_a_run_is_shown_without_its_arrays(splits):
+    shown = repr(fit(config(epochs=1), splits=splits))
+    assert "fusion/accuracy" in shown and "Array" not in shown and len(shown) < 5000
 
 
 def test_a_work_folder_of_other_data_is_refused_and_left_as_it_is(splits, tmp_path):

@@ -129,7 +129,8 @@ def test_bogc_trains_on_other_tasks(task, moments):
     if (task, moments) == ("regression", "laplace"):
         pytest.skip("refused, above")
     splits = from_arrays(*arrays(task))
-    method = BogcConfig(moments=moments, samples=16, parts=2, prior_precision=TAU)
+    own = {"laplace": {"samples": 16, "prior_precision": TAU}, "microbatch": {"parts": 2}, "ema": {}}
+    method = BogcConfig(moments=moments, **own[moments])
     options = config(method=method, epochs=8.0)
     run = fit(options, splits=splits)
     score = "fusion/map" if task == "multilabel" else "fusion/r2"

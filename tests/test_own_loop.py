@@ -1,0 +1,48 @@
+"""docs/own_loop.md, exactly as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "own_loop.md").read_text()
+MODEL, LOOP = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def names():
+    found: dict = {}
+    exec(MODEL, found)
+    exec(LOOP, found)
+    return found
+
+
+def test_the_loop_learns_and_tells_what_it_did(names):
+    first, _, _ = names["gradients"](names["start"](names["key"]), names["data"])
+    last, _, _ = names["gradients"](names["params"], names["data"])
+    assert (last < 0.5 * first).all()
+    told = names["told"]
+    assert np.isfinite(told.values).all() and np.isfinite(told.norms).all() and int(told.measurements) == 3
+    assert np.isnan(told.cosines[1, 2]) and np.isfinite(told.cosines[0]).all()
+    assert int(names["state"][0].skipped) == 0 and names["step"]._cache_size() == 1
+
+
+def test_last_layers_from_the_losses_are_those_of_the_argument(names):
+    params, data, combiner = names["params"], names["data"], names["combiner"]
+
+    def update(from_aux=False, **change):
+        values, grads, (_, aux) = names["gradients"](params, data)
+        given = {"values": values, "labels": data["label"], "key": jax.random.key(3), "refresh": True} | change
+        given |= {"last_layer": aux["last_layer"]} if from_aux else {}
+        return combiner.update(grads, combiner.init(params), params, **given)[0]
+
+    told, given = update(), update(from_aux=True)
+    jax.tree.map(np.testing.assert_array_equal, told, given)
+    with pytest.raises(
+        ValueError, match=r"needs the extra arguments key and labels \(or logit_loss\): .*key=..., labels="
+    ):
+        update(key=None, labels=None)
