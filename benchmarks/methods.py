@@ -41,6 +41,7 @@ INPUTS, WIDTH, BATCH, CLASSES = 320, 512, 256, 10
 PARAMETERS, LEAVES = 10_000_000, 10
 """Of the combining step: gradients of ten leaves that every objective reaches."""
 NULL = "uniform once more"
+LAPLACE = "bogc (laplace), features"
 
 
 def variants() -> dict[str, MethodConfig]:
@@ -202,7 +203,8 @@ def times(console: Console, rounds: int = 25, steps: int = 5) -> None:
     Uniform runs twice a round: what its second run takes beyond its first is what this clock cannot tell apart.
     """
     programs = {}
-    for name, config in (variants() | {NULL: mmjax.optim.UniformConfig()}).items():
+    others = {LAPLACE: mmjax.optim.BogcConfig(), NULL: mmjax.optim.UniformConfig()}
+    for name, config in (variants() | others).items():
         step, state, batch = mlp_step(config, 2)
         programs[name] = (jax.jit(step, donate_argnums=0).lower(state, batch).compile(), state, batch)
     spent: dict[str, list[float]] = {name: [] for name in programs}
