@@ -54,7 +54,8 @@ class Gradients:
     objectives: for each leaf, the numbers (of K, ascending, static) of the T objectives that reach it.
     rows: for each leaf the gradients [T, ...], or with `examples` [T, B, ...], one an example.
     parts: n -> for each leaf [n, T, ...], the gradients of n equal parts of the global batch.
-    pull_back: {objective: [S, B, D']} at the last layers' inputs -> for each leaf [S, T, B, ...]; None: not at this level.
+    pull_back: {objective: [S, B, D']} at the last layers' inputs -> for each leaf T arrays [S, B, ...], not put together:
+    nothing in BOGC is larger; None: not at this level.
     last_layer: () -> the last layers, as in `Given`; ValueError where the losses do not tell them. None: not at this level.
     axis_name: the devices' axis that the examples are spread over.
     """
@@ -63,7 +64,7 @@ class Gradients:
     rows: tuple[Array, ...]
     parts: Callable[[int], tuple[Array, ...]]
     examples: bool = False
-    pull_back: Callable[[Mapping[str, Array]], tuple[Array, ...]] | None = None
+    pull_back: Callable[[Mapping[str, Array]], tuple[tuple[Array, ...], ...]] | None = None
     last_layer: Callable[[], LastLayers] | None = None
     axis_name: str | None = None
 
@@ -350,9 +351,11 @@ def laplace(
             traces.append(jnp.mean(jnp.sum(draws**2, axis=(1, 2))))
         moments = []
         for rows, each in zip(gradients.rows, gradients.pull_back(cotangents), strict=True):
-            drawn = row_moments(each.astype(rows.dtype))
-            variance = drawn.variance if per_example else gradients.over_examples(drawn.variance)[:, None]
-            moments.append(Moments(rows if mean == "gradient" else drawn.mean, variance))
+            drawn = [row_moments(samples.astype(rows.dtype)) for samples in each]
+            variance = jnp.stack([own.variance for own in drawn])
+            variance = variance if per_example else gradients.over_examples(variance)[:, None]
+            centre = rows if mean == "gradient" else jnp.stack([own.mean for own in drawn])
+            moments.append(Moments(centre, variance))
         return tuple(moments), state._replace(trace=jnp.stack(traces))
 
     return Estimator(

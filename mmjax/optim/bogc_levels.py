@@ -58,6 +58,13 @@ def at_features(grads: Any, layout: Layout | None, here: Array) -> Located:
             for m, ids in zip(modalities, objectives, strict=True)
         )
 
+    def pull_back(samples: Mapping[str, Array]) -> tuple[tuple[Array, ...], ...]:
+        pulled = features.from_last_layer(samples)
+        return tuple(
+            tuple(jax.lax.index_in_dim(pulled[m], i, axis=1, keepdims=False) for i in ids)
+            for m, ids in zip(modalities, objectives, strict=True)
+        )
+
     def summed(leaf: Array) -> Array:
         wide = leaf.astype(widened(leaf.dtype))
         return sum_rows(jnp.where(as_rows(here, wide), wide, 0)).astype(leaf.dtype)
@@ -70,7 +77,7 @@ def at_features(grads: Any, layout: Layout | None, here: Array) -> Located:
         rows=taken(features.cotangents, 0),
         parts=lambda n: taken(features.parts(n), 1),
         examples=True,
-        pull_back=lambda samples: taken(features.from_last_layer(samples), 1),
+        pull_back=pull_back,
         last_layer=lambda: features.last_layer,
         axis_name=features.axis_name,
     )
