@@ -36,16 +36,22 @@ JITTER = (
 JITTER_STEPS = 6  # each ten times the last: up to a tenth of the mean of the diagonal
 
 
+STRIP = 128
+"""Rows of a root that are multiplied at a time; enough for a matrix unit."""
+
+
 class Posterior(NamedTuple):
-    """Factor of a precision: lower Cholesky L of Λ + jitter I, [P, P] dense or [C, D+1, D+1] by blocks; jitter scalar.
+    """root: R = L⁻¹, L the lower Cholesky factor of Λ + jitter I, so that RᵀR is the covariance; jitter: scalar.
+
+    root is [P, P], or [C, D+1, D+1] by blocks, and lower triangular. It is inverted once, so that a draw is a product.
 
     >>> x, w, b = jnp.ones((5, 2)), jnp.zeros((2, 3)), jnp.zeros(3)
     >>> found = posterior(precision(x, w, b), prior_precision=1.0)
-    >>> found.factor.shape, float(found.jitter)
+    >>> found.root.shape, float(found.jitter)
     ((9, 9), 0.0)
     """
 
-    factor: Array
+    root: Array
     jitter: Array
 
 
@@ -131,12 +137,27 @@ def posterior(precision_sum: Array, prior_precision: float | Array) -> Posterior
     Raises:
       ValueError: a concrete τ that is not finite and above 0.
 
-    >>> float(posterior(jnp.zeros((2, 2)), 4.0).factor[0, 0])
-    2.0
+    >>> float(posterior(jnp.zeros((2, 2)), 4.0).root[0, 0])
+    0.5
     """
     check_prior_precision(prior_precision)
-    eye = jnp.eye(precision_sum.shape[-1], dtype=precision_sum.dtype)
-    whole = precision_sum + prior_precision * eye
+    factor, jitter = jittered_cholesky(precision_sum + prior_precision * _eye(precision_sum))
+    root = jax.scipy.linalg.solve_triangular(factor, jnp.broadcast_to(_eye(factor), factor.shape), lower=True)
+    return Posterior(root, jitter)
+
+
+def _eye(like: Array) -> Array:
+    return jnp.eye(like.shape[-1], dtype=like.dtype)
+
+
+def jittered_cholesky(whole: Array) -> tuple[Array, Array]:
+    """Return the lower Cholesky factor of a matrix [P, P] or its blocks, and the jitter that it took; see `posterior`.
+
+    >>> factor, jitter = jittered_cholesky(4.0 * jnp.eye(2))
+    >>> float(factor[0, 0]), float(jitter)
+    (2.0, 0.0)
+    """
+    eye = _eye(whole)
     scale = jnp.mean(jnp.diagonal(whole, axis1=-2, axis2=-1))
 
     def jitter_of(tries: Array) -> Array:
@@ -154,25 +175,14 @@ def posterior(precision_sum: Array, prior_precision: float | Array) -> Posterior
     jitter = jitter_of(tries)
     # Under vmap both branches run: the callback looks again.
     jax.lax.cond(jitter > 0, lambda j: jax.debug.callback(_warn_of_jitter, j), lambda j: None, jitter)
-    return Posterior(factor, jitter)
-
-
-def zero_after(x: Array) -> Array:
-    """Return a scalar 0 that is known only once x is: what it is added to has to wait for x.
-
-    XLA's batched LAPACK kernels on CPU (under vmap, or by blocks) wait for the very threads that they run on: of two at
-    once on two cores neither ever ends. So one has to need the outcome of the other.
-
-    >>> float(zero_after(jnp.array([3.0, jnp.nan]))), float(zero_after(jnp.array([jnp.nan])))
-    (0.0, 0.0)
-    """
-    return jnp.fmin(jnp.abs(x.ravel()[0]), 0)  # the compiler does not see that this is 0; fmin passes over a NaN
+    return factor, jitter
 
 
 def posteriors(precision_sums: Mapping[str, Array], prior_precision: float | Array) -> dict[str, Posterior]:
     """Return each one's `posterior`, {name: Posterior}, decomposed one after another.
 
-    See `zero_after` for why.
+    XLA's batched LAPACK kernels on CPU (under vmap, or by blocks) wait for the very threads that they run on: of two at
+    once on two cores neither ever ends. So each has to need the outcome of the one before.
 
     >>> sorted(posteriors({"a": jnp.eye(2), "b": jnp.eye(3)}, 1.0))
     ['a', 'b']
@@ -181,16 +191,16 @@ def posteriors(precision_sums: Mapping[str, Array], prior_precision: float | Arr
     after = jnp.zeros((), jnp.float32)
     for name, total in precision_sums.items():
         found[name] = posterior(total, prior_precision + after)
-        after = zero_after(found[name].factor)
-    # and draws of the first wait for the last decomposition
-    return {name: made._replace(factor=made.factor + after) for name, made in found.items()}
+        # 0, which the compiler does not see, known only once this one is; fmin passes over a NaN
+        after = jnp.fmin(jnp.abs(found[name].root.ravel()[0]), 0)
+    return found
 
 
 def prior_posterior(inputs: int, outputs: int, prior_precision: float | Array, likelihood: Likelihood) -> Posterior:
     """Return the posterior before any data, N(Ŵ, I/τ), of a layer of these sizes."""
     empty = empty_precision(inputs, outputs, likelihood)
-    factor = jnp.broadcast_to(jnp.sqrt(prior_precision) * jnp.eye(empty.shape[-1]), empty.shape)
-    return Posterior(factor.astype(jnp.float32), jnp.zeros((), jnp.float32))
+    root = jnp.broadcast_to(jnp.eye(empty.shape[-1]) / jnp.sqrt(prior_precision), empty.shape)
+    return Posterior(root.astype(jnp.float32), jnp.zeros((), jnp.float32))
 
 
 def _warn_of_jitter(jitter: Array) -> None:
@@ -202,24 +212,27 @@ def _warn_of_jitter(jitter: Array) -> None:
         warnings.warn(message, UserWarning, stacklevel=1)
 
 
-def deviations(posterior: Posterior, key: Array, samples: int, after: float | Array = 0.0) -> Array:
-    """Return draws of W − Ŵ from the posterior: [S, P] from a dense factor, [S, C, D+1] from one by blocks.
+def deviations(posterior: Posterior, key: Array, samples: int) -> Array:
+    """Return draws of W − Ŵ from the posterior: [S, P] from a dense root, [S, C, D+1] from one by blocks.
 
-    The draws are L⁻ᵀ ε with standard normal ε, so that their covariance is (L Lᵀ)⁻¹. after: `zero_after` of what must
-    come first: the draws of another posterior in the same program.
+    The draws are Rᵀ ε with standard normal ε, so that their covariance is RᵀR.
     """
-    factor = posterior.factor
-    noise = jax.random.normal(key, (*factor.shape[:-1], samples), factor.dtype) + after
-    solved = jax.scipy.linalg.solve_triangular(factor, noise, lower=True, trans=1)
-    return jnp.moveaxis(solved, -1, 0)
+    root = posterior.root
+    *blocks, side = root.shape[:-1]
+    total = jnp.zeros((*blocks, samples, 0), root.dtype)
+    for strip, start in enumerate(range(0, side, STRIP)):  # of rows: what lies above the diagonal is left out
+        stop = min(start + STRIP, side)
+        noise = jax.random.normal(jax.random.fold_in(key, strip), (*blocks, samples, stop - start), root.dtype)
+        # full precision: some devices multiply in bfloat16 unless they are told not to
+        part = jnp.matmul(noise, root[..., start:stop, :stop], precision=jax.lax.Precision.HIGHEST)
+        total = jnp.concatenate([total + part[..., :start], part[..., start:]], axis=-1)
+    return jnp.moveaxis(total, -2, 0)
 
 
-def sample_weights(
-    posterior: Posterior, kernel: Array, bias: Array, key: Array, samples: int, after: float | Array = 0.0
-) -> Array:
+def sample_weights(posterior: Posterior, kernel: Array, bias: Array, key: Array, samples: int) -> Array:
     """Return draws of the last layer's weights, [S, C, D+1], the bias in the last column.
 
-    kernel: [D, C]; bias: [C]; after: see `deviations`.
+    kernel: [D, C]; bias: [C].
 
     >>> x, kernel, bias = jnp.eye(2), jnp.ones((2, 3)), jnp.zeros(3)
     >>> sure = posterior(precision(x, kernel, bias), prior_precision=1e12)  # no doubt at all
@@ -227,8 +240,8 @@ def sample_weights(
     >>> draws.shape, bool(jnp.allclose(draws, jnp.array([1.0, 1.0, 0.0]), atol=1e-4))
     ((5, 3, 3), True)
     """
-    centre = jnp.concatenate([kernel.T, bias[:, None]], axis=1).astype(posterior.factor.dtype)
-    return centre + deviations(posterior, key, samples, after).reshape(samples, *centre.shape)
+    centre = jnp.concatenate([kernel.T, bias[:, None]], axis=1).astype(posterior.root.dtype)
+    return centre + deviations(posterior, key, samples).reshape(samples, *centre.shape)
 
 
 def sampled_logits(inputs: Array, weights: Array) -> Array:
@@ -254,12 +267,11 @@ def predictive(
     *,
     samples: int = 64,
     likelihood: Likelihood = "softmax",
-    after: float | Array = 0.0,
 ) -> Array:
     """Return the mean of the samples' probabilities, [N, C]: Monte Carlo estimates of the predictive distribution.
 
     inputs: [N, D], at the last layer; kernel: [D, C]; bias: [C]. With a wide posterior they are less certain than the
-    probabilities at its centre. after: see `deviations`.
+    probabilities at its centre.
 
     Raises:
       ValueError: an unknown likelihood, samples < 1.
@@ -273,7 +285,7 @@ def predictive(
     check_likelihood(likelihood)
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    logits = sampled_logits(inputs, sample_weights(posterior, kernel, bias, key, samples, after))
+    logits = sampled_logits(inputs, sample_weights(posterior, kernel, bias, key, samples))
     return jnp.mean(jax.nn.softmax(logits) if likelihood == "softmax" else jax.nn.sigmoid(logits), axis=0)
 
 

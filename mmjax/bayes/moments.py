@@ -30,7 +30,6 @@ from mmjax.bayes.laplace import (
     prior_posterior,
     sampled_cotangents,
     warn_of_blocks,
-    zero_after,
 )
 from mmjax.conditions import any_run
 from mmjax.reductions import row_moments
@@ -339,12 +338,10 @@ def laplace(
         assert given.key is not None
         state = renewed(setting, gradients, state, given)
         cotangents, traces = {}, []
-        after = jnp.zeros((), jnp.float32)
         for k, name in enumerate(layers):
             inputs, kernel, bias = given.last_layer[name]
             centre = jnp.concatenate([kernel.T, bias[:, None]], axis=1).astype(jnp.float32)
-            draws = deviations(state.posteriors[name], jax.random.fold_in(given.key, k), int(samples), after)
-            after = zero_after(draws)
+            draws = deviations(state.posteriors[name], jax.random.fold_in(given.key, k), int(samples))
             draws = draws.reshape(int(samples), *centre.shape)
             loss = given.loss[name] if isinstance(given.loss, Mapping) else given.loss
             cotangents[name] = sampled_cotangents(loss, inputs, centre + draws)

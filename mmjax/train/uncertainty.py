@@ -18,7 +18,6 @@ from mmjax.bayes.laplace import (
     precision,
     predictive,
     warn_of_blocks,
-    zero_after,
 )
 from mmjax.data import Dataset, evaluation_batches, gather
 from mmjax.evaluation.metrics import expert_metrics
@@ -114,13 +113,10 @@ def _predictive(
 ) -> dict[str, Array]:
     outputs = outputs_of(inference, variables, inputs, present)
     keys = {name: jax.random.fold_in(jax.random.key(seed), k) for k, name in enumerate(sorted(posteriors))}
-    found: dict[str, Array] = {}
-    after: float | Array = 0.0
-    for name, layer in outputs.last_layer.items():
-        options: dict[str, Any] = {"samples": samples, "likelihood": likelihood, "after": after}
-        found[name] = predictive(posteriors[name], *_arrays(layer), keys[name], **options)
-        after = zero_after(found[name])
-    return found
+    return {
+        name: predictive(posteriors[name], *_arrays(layer), keys[name], samples=samples, likelihood=likelihood)
+        for name, layer in outputs.last_layer.items()
+    }
 
 
 def _arrays(layer: LastLayer) -> tuple[Array, Array, Array]:

@@ -15,6 +15,7 @@ from mmjax.bayes import laplace
 from mmjax.bayes.laplace import (
     empty_precision,
     is_dense,
+    jittered_cholesky,
     posteriors,
     warn_of_blocks,
 )
@@ -98,6 +99,21 @@ def test_samples_have_the_dense_inverse_as_covariance(layer, likelihood):
     np.testing.assert_allclose(centre[3], np.c_[np.asarray(layer[1]).T, layer[2]], atol=1e-5)
 
 
+@pytest.mark.parametrize("blocks", [(), (2,)])
+def test_samples_of_a_side_of_several_strips(blocks):
+    """Strips of the root have noise of their own, and together the covariance of the whole."""
+    side = 2 * laplace.STRIP + 7
+    mixed = np.random.default_rng(5).normal(size=(*blocks, side, 6)) + 1.0  # strong correlations between all entries
+    sums = np.float32(mixed @ np.swapaxes(mixed, -1, -2))
+    draws = np.asarray(deviations(posterior(sums, TAU), jax.random.key(2), DRAWS))
+    assert draws.shape == (DRAWS, *blocks, side)
+    for block in np.ndindex(blocks):
+        expected = np.linalg.inv(np.float64(sums[block]) + TAU * np.eye(side))
+        scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
+        found = np.cov(draws[(slice(None), *block)].T) / scale
+        np.testing.assert_allclose(found, expected / scale, atol=6 * np.sqrt(2 / DRAWS))
+
+
 def test_blocks_above_the_limit(layer, monkeypatch):
     dense = precision(*layer)
     monkeypatch.setattr(laplace, "DENSE_LIMIT", C * (D + 1) - 1)
@@ -173,32 +189,30 @@ def test_a_posterior_that_is_not_positive_definite_gets_a_jitter_and_warns_once(
     singular = np.full((4, 4), 1e6, np.float32)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("default")
+        factor = jax.jit(jittered_cholesky)(singular + 1e-9 * np.eye(4, dtype=np.float32))[0]
         made = posterior(singular, 1e-9)
         again = posterior(2 * singular, 1e-9)
         jax.effects_barrier()
     assert [str(w.message)[:44] for w in seen] == ["a Laplace posterior is not positive definite"]
     assert made.jitter == pytest.approx(1.0) and again.jitter == pytest.approx(2.0)  # 1e-6 of the diagonal's mean
-    factor = np.asarray(made.factor)
+    factor = np.asarray(factor)
+    np.testing.assert_allclose(made.root @ factor, np.eye(4), atol=1e-4)
     np.testing.assert_allclose(factor @ factor.T, singular + np.asarray(made.jitter) * np.eye(4), rtol=1e-5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         both = jax.vmap(posterior, (0, None))(np.stack([np.eye(4, dtype=np.float32)] * 2), 1.0)
         jax.effects_barrier()
     assert both.jitter.tolist() == [0, 0]
-    assert np.isnan(posterior(np.nan * singular, 1.0).factor).any()  # the trainer stops on it
+    assert np.isnan(posterior(np.nan * singular, 1.0).root).any()  # the trainer stops on it
 
 
 def test_decompositions_of_many_seeds_do_not_wait_for_each_other():
     code = """
 import jax, jax.numpy as jnp
-from mmjax.bayes.laplace import deviations, posteriors, zero_after
+from mmjax.bayes.laplace import deviations, posteriors
 
 def draws(sums, key):
-    after, drawn = 0.0, {}
-    for name, made in posteriors(sums, 1.0).items():
-        drawn[name] = deviations(made, key, 64, after)
-        after = zero_after(drawn[name])
-    return drawn
+    return {name: deviations(made, key, 64) for name, made in posteriors(sums, 1.0).items()}
 
 sums = {name: jnp.broadcast_to(jnp.eye(300), (8, 300, 300)) for name in "abc"}
 of_seeds = jax.jit(jax.vmap(draws))
@@ -210,5 +224,5 @@ for _ in range(5):
 
 def test_one_posterior_that_fails_leaves_the_next_alone():
     found = posteriors({"a": jnp.full((2, 2), jnp.nan), "b": jnp.eye(2)}, 3.0)
-    assert np.isnan(found["a"].factor).any()
-    np.testing.assert_array_equal(found["b"].factor, posterior(jnp.eye(2), 3.0).factor)
+    assert np.isnan(found["a"].root).any()
+    np.testing.assert_array_equal(found["b"].root, posterior(jnp.eye(2), 3.0).root)

@@ -257,10 +257,10 @@ def laplace(**train):
 
 def test_a_pass_that_is_not_finite_halts_the_run_before_its_step(with_a_hole):
     with pytest.raises(
-        NonFiniteError, match=r"method/moments/posteriors/b/factor \(and \d more\) is not finite at step 0"
+        NonFiniteError, match=r"method/moments/posteriors/b/root \(and \d more\) is not finite at step 0"
     ) as error:
         fit(laplace(), splits=with_a_hole)
-    assert error.value.quantity == "state" and "method/moments/posteriors/fusion/factor" in error.value.names
+    assert error.value.quantity == "state" and "method/moments/posteriors/fusion/root" in error.value.names
     assert not any("/a/" in name for name in error.value.names)
 
 
@@ -278,9 +278,7 @@ def test_a_pass_that_is_not_finite_may_be_skipped(splits, with_a_hole, tmp_path)
     assert len(marked_steps(splits, 1)) == rows[-1]["skipped"] == 1
     assert np.isfinite(run.metrics["fusion/nll"])
     (told,) = [text for text in notes.texts if "pass" in text]
-    assert told.startswith(
-        "step 0: after a pass over the training split method/moments/posteriors/b/factor would not be"
-    )
+    assert told.startswith("step 0: after a pass over the training split method/moments/posteriors/b/root would not be")
 
 
 def test_out_of_range_is_named(splits):
