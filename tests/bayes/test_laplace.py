@@ -203,7 +203,7 @@ def test_a_posterior_that_is_not_positive_definite_gets_a_jitter_and_warns_once(
         both = jax.vmap(posterior, (0, None))(np.stack([np.eye(4, dtype=np.float32)] * 2), 1.0)
         jax.effects_barrier()
     assert both.jitter.tolist() == [0, 0]
-    assert np.isnan(posterior(np.nan * singular, 1.0).root).any()  # the trainer stops on it
+    assert np.isnan(posterior(np.nan * singular, 1.0).root).any()  # the trainer looks
 
 
 def test_decompositions_of_many_seeds_do_not_wait_for_each_other():

@@ -96,6 +96,16 @@ def a_state(opt_state):
     )
 
 
+class Notes(Observer):
+    """Keeps what a run notes."""
+
+    def __init__(self):
+        self.texts = []
+
+    def note(self, text):
+        self.texts.append(text)
+
+
 def raw(x):
     return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)
 
@@ -142,13 +152,6 @@ def test_who_is_not_there_is_not_blamed(splits):
 def test_a_skipped_step_moves_nothing(splits, tmp_path, what, route):
     (marked,) = marked_steps(splits, 1)
     assert marked > 0
-
-    class Notes(Observer):
-        def __init__(self):
-            self.texts = []
-
-        def note(self, text):
-            self.texts.append(text)
 
     notes = Notes()
     run = fit(config(what, **route, skip_nonfinite=1, evaluate_every=100), tmp_path, splits=splits, observer=notes)
@@ -265,13 +268,6 @@ def test_a_pass_that_is_not_finite_halts_the_run_before_its_step(with_a_hole):
 
 
 def test_a_pass_that_is_not_finite_may_be_skipped(splits, with_a_hole, tmp_path):
-    class Notes(Observer):
-        def __init__(self):
-            self.texts = []
-
-        def note(self, text):
-            self.texts.append(text)
-
     notes = Notes()
     run = fit(laplace(skip_nonfinite=1), tmp_path, splits=with_a_hole, observer=notes)
     rows = [row for row in read_rows(tmp_path / "metrics.jsonl") if row["kind"] == "train"]
