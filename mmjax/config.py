@@ -255,7 +255,8 @@ class TrainConfig:
     """Steps between measurements of gradient norms and cosines between objectives; 0: never."""
     skip_nonfinite: int = 0
     """Steps that a run, or each of its stages, may skip because a loss or the gradient is not finite: at such a step nothing
-    moves. One more ends the run, with the step's number and whose loss or gradient it was."""
+    moves. A method's pass over the training split (BOGC's) counts too: what it found is then left out. One more ends the
+    run, with the step's number and whose loss or gradient it was."""
     early_stopping: int = 0
     """Stop after so many evaluations without a better one; 0: never."""
     select: Literal["loss", "score"] = "loss"

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+import mmjax
+
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "own_loop.md").read_text()
 MODEL, LOOP = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
@@ -46,3 +48,22 @@ def test_last_layers_from_the_losses_are_those_of_the_argument(names):
         ValueError, match=r"needs the extra arguments key and labels \(or logit_loss\): .*key=..., labels="
     ):
         update(key=None, labels=None)
+
+
+def test_losses_that_do_not_name_their_last_layers_are_told_what_to_name(names):
+    silent = mmjax.objective_grads(
+        lambda *given: names["losses_fn"](*given)[0], encode=lambda *given: names["encode"](*given)[0]
+    )
+    params, data, combiner = names["params"], names["data"], names["combiner"]
+    _, grads = silent(params, data)
+    with pytest.raises(ValueError, match=r"needs the extra argument key: .*; and last_layer: has_aux=True and"):
+        combiner.update(grads, combiner.init(params), params, labels=data["label"])
+
+
+def test_the_loop_in_float64():
+    found: dict = {}
+    with jax.enable_x64(True):
+        exec(MODEL, found)
+        exec(LOOP.replace("range(30)", "range(3)"), found)
+        assert found["params"]["audio"]["kernel"].dtype == "float64" and found["step"]._cache_size() == 1
+        assert np.isfinite(found["told"].weights).all()

@@ -36,8 +36,8 @@ JITTER = (
 JITTER_STEPS = 6  # each ten times the last: up to a tenth of the mean of the diagonal
 
 
-STRIP = 128
-"""Rows of a root that are multiplied at a time; enough for a matrix unit."""
+STRIP, STRIPS = 128, 8
+"""Rows of a root that are multiplied at a time, enough for a matrix unit, and at most how many times: each is compiled."""
 
 
 class Posterior(NamedTuple):
@@ -220,8 +220,9 @@ def deviations(posterior: Posterior, key: Array, samples: int) -> Array:
     root = posterior.root
     *blocks, side = root.shape[:-1]
     total = jnp.zeros((*blocks, samples, 0), root.dtype)
-    for strip, start in enumerate(range(0, side, STRIP)):  # of rows: what lies above the diagonal is left out
-        stop = min(start + STRIP, side)
+    height = STRIP * -(-side // (STRIP * STRIPS))
+    for strip, start in enumerate(range(0, side, height)):  # of rows: what lies above the diagonal is left out
+        stop = min(start + height, side)
         noise = jax.random.normal(jax.random.fold_in(key, strip), (*blocks, samples, stop - start), root.dtype)
         # full precision: some devices multiply in bfloat16 unless they are told not to
         part = jnp.matmul(noise, root[..., start:stop, :stop], precision=jax.lax.Precision.HIGHEST)

@@ -319,7 +319,8 @@ def laplace(
             for k, name in enumerate(made):
                 here = given.active[k]
                 # Under vmap this may be another run's turn.
-                made[name] = jax.tree.map(partial(jnp.where, here & due), made[name], state.posteriors[name])
+                kept = jax.tree.map(partial(jnp.where, here & due), made[name], state.posteriors[name])
+                made[name] = jax.tree.map(lambda x, old: x.astype(old.dtype), kept, state.posteriors[name])
             return made
 
         return state._replace(posteriors=jax.lax.cond(any_run(due), anew, lambda: state.posteriors))
@@ -330,9 +331,7 @@ def laplace(
         layers = layers_of(setting)
         if gradients.pull_back is None:
             raise ValueError("laplace estimates moments at the features: take level='features'")
-        if given.last_layer is None and gradients.last_layer is not None:
-            given = replace(given, last_layer=gradients.last_layer())
-        given = _checked(given, layers, likelihood)
+        given = _checked(replace(given, last_layer=_last_layers(given, gradients)), layers, likelihood)
         assert given.last_layer is not None
         assert given.loss is not None
         assert given.key is not None
@@ -380,15 +379,27 @@ def mean_cross_entropy(labels: Array, likelihood: Likelihood) -> Callable[[Array
     return loss
 
 
+def _last_layers(given: Given, gradients: Gradients) -> LastLayers | None:
+    if given.last_layer is not None or gradients.last_layer is None:
+        return given.last_layer
+    try:
+        return gradients.last_layer()
+    except ValueError:  # told with whatever else is lacking
+        return None
+
+
 def _checked(given: Given, layers: Mapping[str, tuple[int, int]], likelihood: Likelihood) -> Given:
     """Return `given` without gradients through it. Raises ValueError for what `laplace` lacks."""
-    lacking = [name for name in ("last_layer", "key") if getattr(given, name) is None]
+    lacking = ["key"] if given.key is None else []
     lacking += ["labels (or logit_loss)"] if given.loss is None and given.labels is None else []
-    if lacking:
+    if lacking or given.last_layer is None:
         call = ", ".join(f"{name.split()[0]}=..." for name in lacking)
-        raise ValueError(
-            f"laplace needs the extra argument{'s' * (len(lacking) > 1)} {' and '.join(lacking)}: tx.update(..., {call})"
+        arguments = f"the extra argument{'s' * (len(lacking) > 1)} {' and '.join(lacking)}: tx.update(..., {call})"
+        layers_too = (
+            "last_layer: has_aux=True and a losses_fn with {objective: (inputs, kernel, bias)} of that name in its aux"
         )
+        needs = [arguments] * bool(lacking) + [layers_too] * (given.last_layer is None)
+        raise ValueError(f"laplace needs {'; and '.join(needs)}")
     loss = given.loss
     if loss is None:
         assert given.labels is not None

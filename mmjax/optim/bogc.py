@@ -105,8 +105,9 @@ def bogc(
     Extra arguments of update: `active` bool[K]; `touching` for stacked gradients; `present` bool [B, M], columns by sorted
     modality: at the features an example has an opinion only on the modalities that it has; for laplace `key`, and `labels`
     or `logit_loss` (logits -> scalar, the loss with its smoothing and weights, or {objective: such a function} where they
-    differ), `last_layer` if it is not what the aux of losses_fn tells, and `refresh`, a bool scalar: take the posterior anew
-    from this batch. docs/own_loop.md has a loop with it. Under vmap a step pays for posteriors when one of the runs is due.
+    differ), and `refresh`, a bool scalar: take the posterior anew from this batch. For laplace the aux of losses_fn names
+    the last layers; the argument `last_layer`, the same, may be left out. docs/own_loop.md has a loop with it. Under vmap a
+    step pays for posteriors when one of the runs is due.
 
     The state's `diagnostics` tell for each layer (a modality's features; a module's parameters) the mean evidence and mean
     weight n_d w_kd of each objective, the share of entries held back (c_d below ½), and the posteriors' traces.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +87,10 @@ class Checkpoints:
 
     def close(self) -> None:
         """Finish what is being written."""
-        with _system_errors(self._folder):
+        with _system_errors(self._folder), ExitStack() as each:
             for manager in (self._last, self._best):
-                manager.wait_until_finished()
-                manager.close()
+                each.callback(manager.close)
+                each.callback(manager.wait_until_finished)
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def _system_errors(folder: Path) -> Iterator[None]:
         if number is None:
             raise
         code = int(number[1])
-        raise OSError(code, os.strerror(code), str(folder)) from None
+        raise OSError(code, os.strerror(code), str(folder)) from error
 
 
 def _abstract(tree: PyTree) -> PyTree:

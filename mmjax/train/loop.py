@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,12 +132,19 @@ class _Loop:
     def run(self) -> Run:
         with self.interruption:
             try:
-                return self._run()
-            finally:
-                if self.checkpoints is not None:
-                    self.checkpoints.close()
-                if self.file is not None:
-                    self.file.close()
+                run = self._run()
+            except BaseException:
+                with suppress(OSError, ValueError):  # what closing meets must not hide why the run ended
+                    self._close()
+                raise
+            self._close()
+            return run
+
+    def _close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+        if self.checkpoints is not None:
+            self.checkpoints.close()
 
     def _run(self) -> Run:
         local, first = self._restore()
@@ -251,8 +259,9 @@ class _Loop:
 
         To fetch it now would empty the queue of steps, and the device would idle until the next one is there.
         """
-        self.waiting.append(_Window(done, self.pending, _snapshot(_told(state)), self.measured))
-        self.pending, self.measured = [], []
+        if self.pending:
+            self.waiting.append(_Window(done, self.pending, _snapshot(_told(state)), self.measured))
+            self.pending, self.measured = [], []
         ready = len(self.waiting) if fetch else len(self.waiting) - 1
         windows, self.waiting = self.waiting[:ready], self.waiting[ready:]
         if not windows:
@@ -319,23 +328,25 @@ class _Loop:
         return NonFiniteError(step, quantity, names, saved, self.checkpoints is not None, skipped)
 
     def _refresh(self, refresher: Refresher, state: TrainState) -> TrainState:
-        """Return the state after the method's pass; the same one if what the pass found is not finite and may be skipped."""
-        local = self.experiment.route.local_state(state)
+        """Return the state after the method's pass; without what it found, if that is not finite and may be skipped."""
+        route = self.experiment.route
+        local = route.local_state(state)
         if int(local.first_bad.max()) >= 0:  # halted: the loop says why when it looks
             return state
-        step, before = int(local.step), local.opt_state[0].inner
-        self._check(step, local)
-        combiner = refresher(local.variables, before, self.experiment.splits.train)
-        broken = tuple(f"method/{name}" for name in broken_arrays(combiner, unsound_arrays(before)))
-        if broken and not self.experiment.config.train.skip_nonfinite:
-            raise self._non_finite(step, "state", broken, self.skipped)
-        if broken:
-            self.observer.note(
-                f"step {step}: after a pass over the training split {broken[0]} would not be finite; what was there stays"
-            )
-            return state
-        watched = state.opt_state[0]._replace(inner=self.experiment.route.place_state(combiner))
-        return state.replace(opt_state=(watched, *state.opt_state[1:]))
+        step, skipped, before = int(local.step), int(local.skipped), local.opt_state[0].inner
+        broken = broken_arrays(local.variables, self.at_first)
+        if not broken:
+            combiner = refresher(local.variables, before, self.experiment.splits.train)
+            broken = tuple(f"method/{name}" for name in broken_arrays(combiner, unsound_arrays(before)))
+            if not broken:
+                watched = state.opt_state[0]._replace(inner=route.place_state(combiner))
+                return state.replace(opt_state=(watched, *state.opt_state[1:]))
+            if skipped < self.experiment.config.train.skip_nonfinite:
+                what = f"after a pass over the training split {broken[0]} would not be finite"
+                self.observer.note(f"step {step}: {what}; what was there stays")
+                return state.replace(skipped=route.place_state(local.skipped + 1))
+        self._close_window(step, state, fetch=True)  # what the steps before told
+        raise self._non_finite(step, "state", broken, skipped)
 
     def _evaluate(self, done: int, local: TrainState) -> np.ndarray:
         """Evaluate on validation and choose the best; return the objectives' losses there, [K]."""

@@ -365,6 +365,22 @@ def test_a_full_disk_is_told_as_such(splits, tmp_path, monkeypatch):
         fit(config(epochs=1), tmp_path / "again", splits=splits)
 
 
+def test_what_closing_meets_does_not_hide_why_a_run_ended(splits, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise ValueError("No space left on device [os_error_code='28']")
+
+    class Interrupt(Observer):
+        def row(self, row):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.close", full)
+    with pytest.raises(KeyboardInterrupt):
+        fit(config(epochs=1), tmp_path / "cut", splits=splits, observer=Interrupt())
+    with pytest.raises(OSError, match="No space left") as error:
+        fit(config(epochs=1), tmp_path / "whole", splits=splits)
+    assert isinstance(error.value.__cause__, ValueError)
+
+
 def test_a_run_is_shown_without_its_arrays(splits):
     shown = repr(fit(config(epochs=1), splits=splits))
     assert "fusion/accuracy" in shown and "Array" not in shown and len(shown) < 5000

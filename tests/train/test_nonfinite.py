@@ -267,14 +267,26 @@ def test_a_pass_that_is_not_finite_halts_the_run_before_its_step(with_a_hole):
     assert not any("/a/" in name for name in error.value.names)
 
 
-def test_a_pass_that_is_not_finite_may_be_skipped(splits, with_a_hole, tmp_path):
+def test_a_pass_that_is_not_finite_counts_among_what_may_be_skipped(splits, with_a_hole, tmp_path):
     notes = Notes()
-    run = fit(laplace(skip_nonfinite=1), tmp_path, splits=with_a_hole, observer=notes)
-    rows = [row for row in read_rows(tmp_path / "metrics.jsonl") if row["kind"] == "train"]
-    assert len(marked_steps(splits, 1)) == rows[-1]["skipped"] == 1
+    run = fit(laplace(skip_nonfinite=2), tmp_path / "two", splits=with_a_hole, observer=notes)
+    rows = [row for row in read_rows(tmp_path / "two" / "metrics.jsonl") if row["kind"] == "train"]
+    assert len(marked_steps(splits, 1)) == 1 and rows[0]["skipped"] == 1 and rows[-1]["skipped"] == 2
     assert np.isfinite(run.metrics["fusion/nll"])
     (told,) = [text for text in notes.texts if "pass" in text]
     assert told.startswith("step 0: after a pass over the training split method/moments/posteriors/b/root would not be")
+
+
+def test_a_later_pass_halts_the_run_and_what_came_before_is_told(splits, with_a_hole, tmp_path):
+    marked = marked_steps(splits, 1)[0]
+    often = laplace(skip_nonfinite=1, log_every=4)
+    often = dataclasses.replace(often, method=dataclasses.replace(often.method, refresh_epochs=3 / 11))
+    second = build_experiment(often, with_a_hole).refresh.every
+    assert 1 < second < marked
+    with pytest.raises(NonFiniteError, match=rf"method/.* is not finite at step {second}, after 1 skipped"):
+        fit(often, tmp_path, splits=with_a_hole)
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [second]
 
 
 def test_out_of_range_is_named(splits):
