@@ -152,7 +152,8 @@ def bogc(
     def shapes(params: PyTree) -> PyTree:
         if level == "features":
             assert layout is not None
-            return {m: jnp.zeros((k, *shape), jnp.float32) for m, shape in layout.features.items()}
+            dtype = widened(jnp.result_type(*jax.tree.leaves(params)))  # no features are finer than what makes them
+            return {m: jnp.zeros((k, *shape), dtype) for m, shape in layout.features.items()}
         return jax.tree.map(lambda p: jnp.zeros((k, *jnp.shape(p)), widened(jnp.result_type(p))), params)
 
     def init(params: PyTree) -> BogcState:
