@@ -223,6 +223,7 @@ def deviations(posterior: Posterior, key: Array, samples: int) -> Array:
     height = STRIP * -(-side // (STRIP * STRIPS))
     for strip, start in enumerate(range(0, side, height)):  # of rows: what lies above the diagonal is left out
         stop = min(start + height, side)
+        # a key a strip: of one noise for all, cut into strips, XLA makes the whole anew for each
         noise = jax.random.normal(jax.random.fold_in(key, strip), (*blocks, samples, stop - start), root.dtype)
         # full precision: some devices multiply in bfloat16 unless they are told not to
         part = jnp.matmul(noise, root[..., start:stop, :stop], precision=jax.lax.Precision.HIGHEST)

@@ -345,9 +345,8 @@ class BogcConfig(MethodConfig):
                 self._estimator(kind, "softmax")
             except ValueError as error:  # names the option, as it is called here, too
                 raise ValueError(f"method.{error}") from None
-        idle = [(kind, n) for kind, names in _OWN_OPTIONS.items() if kind != self.moments for n in names]
-        for kind, name in idle:
-            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+        for kind, name in ((kind, name) for kind, names in _OWN_OPTIONS.items() for name in names):
+            if kind != self.moments and getattr(self, name) != getattr(type(self), name):  # the default
                 warnings.warn(
                     f"method.{name} is an option of moments={kind!r}; with moments={self.moments!r} it does nothing",
                     UserWarning,

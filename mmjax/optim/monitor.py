@@ -152,9 +152,8 @@ def monitor(
                 )
 
             def measured_where_due(state: MonitorState) -> MonitorState:
-                return jax.tree.map(
-                    partial(jnp.where, due), measured(state), state
-                )  # under vmap it may be another's turn
+                # under vmap it may be another's turn
+                return jax.tree.map(partial(jnp.where, due), measured(state), state)
 
             if every == 1:  # no branch: on a CPU what is inside one runs on one thread
                 state = measured(state)

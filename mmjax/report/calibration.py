@@ -136,8 +136,9 @@ def _of_layer(rows: Rows, layer: str, names: Sequence[str], styles: Mapping[str,
     there = _touching(rows, layer, names)
     of = lambda what: _series(rows, {n: f"{_PREFIX}{what}/{layer}/{n}" for n in there}, styles)  # noqa: E731
     steps, held = _values(rows, "train", f"{_PREFIX}held_back/{layer}")
+    gap = " " if len(layer) < _LONG else "\n"
     return [
-        _Panel(f"{layer}:{' ' if len(layer) < _LONG else chr(10)}mean weight", of("weight"), _finish_weight),
+        _Panel(f"{layer}:{gap}mean weight", of("weight"), _finish_weight),
         _Panel("mean evidence", of("evidence"), _finish_positive),
         _Panel("held back", [_Series("held back", steps, held, _HELD)], _finish_share),
     ]

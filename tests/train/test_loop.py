@@ -174,7 +174,7 @@ def test_adam_on_eight_devices_in_float64(splits):
                 ModelConfig(dtype="float64"),
                 splits.train.modalities,
                 3,
-                axis_name=training.axis_name,  # type: ignore[arg-type]
+                axis_name=training.axis_name,
             )
             training = dataclasses.replace(training, inference=dataclasses.replace(training.inference, model=wide))
             state = experiment.initial_state()
