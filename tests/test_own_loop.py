@@ -56,14 +56,25 @@ def test_losses_that_do_not_name_their_last_layers_are_told_what_to_name(names):
     )
     params, data, combiner = names["params"], names["data"], names["combiner"]
     _, grads = silent(params, data)
-    with pytest.raises(ValueError, match=r"needs the extra argument key: .*; and last_layer: has_aux=True and"):
+    with pytest.raises(
+        ValueError,
+        match=r"needs the extra argument key: .*; and last_layer: .*has_aux=True and .*each of \('fusion', 'a",
+    ):
         combiner.update(grads, combiner.init(params), params, labels=data["label"])
 
 
-def test_the_loop_in_float64():
+def test_the_loop_in_float64_and_with_data_finer_than_the_parameters():
     found: dict = {}
     with jax.enable_x64(True):
         exec(MODEL, found)
         exec(LOOP.replace("range(30)", "range(3)"), found)
         assert found["params"]["audio"]["kernel"].dtype == "float64" and found["step"]._cache_size() == 1
         assert np.isfinite(found["told"].weights).all()
+        params = jax.tree.map(lambda x: x.astype("float32"), found["start"](found["key"]))
+        state = found["tx"].init(params)
+        batch = {name: x[: found["BATCH"]] for name, x in found["data"].items()}
+        assert batch["audio"].dtype == "float64"
+        _, after = found["step"](params, state, batch, found["key"])
+        assert jax.tree.map(lambda x: x.dtype, after[0].inner.inner) == jax.tree.map(
+            lambda x: x.dtype, state[0].inner.inner
+        )

@@ -186,8 +186,8 @@ def ema(decay: float = 0.9) -> Estimator:
             delta = g - m
             m = jnp.where(here, m + a * delta, m)
             v = jnp.where(here, (1 - a) * (v + a * delta**2), v)
-            means.append(put_rows(mean, ids, m))
-            variances.append(put_rows(variance, ids, v))
+            means.append(put_rows(mean, ids, m.astype(mean.dtype)))
+            variances.append(put_rows(variance, ids, v.astype(variance.dtype)))
             moments.append(Moments(rows, v[:, None] if gradients.examples else v))
         return tuple(moments), EmaState(count, tuple(means), tuple(variances))
 
@@ -331,7 +331,7 @@ def laplace(
         layers = layers_of(setting)
         if gradients.pull_back is None:
             raise ValueError("laplace estimates moments at the features: take level='features'")
-        given = _checked(replace(given, last_layer=_last_layers(given, gradients)), layers, likelihood)
+        given = _checked(given, gradients, layers, likelihood)
         assert given.last_layer is not None
         assert given.loss is not None
         assert given.key is not None
@@ -379,27 +379,26 @@ def mean_cross_entropy(labels: Array, likelihood: Likelihood) -> Callable[[Array
     return loss
 
 
-def _last_layers(given: Given, gradients: Gradients) -> LastLayers | None:
-    if given.last_layer is not None or gradients.last_layer is None:
-        return given.last_layer
-    try:
-        return gradients.last_layer()
-    except ValueError:  # told with whatever else is lacking
-        return None
-
-
-def _checked(given: Given, layers: Mapping[str, tuple[int, int]], likelihood: Likelihood) -> Given:
-    """Return `given` without gradients through it. Raises ValueError for what `laplace` lacks."""
+def _checked(
+    given: Given, gradients: Gradients, layers: Mapping[str, tuple[int, int]], likelihood: Likelihood
+) -> Given:
+    """Return `given` with the last layers and without gradients through it. Raises ValueError for what `laplace` lacks."""
+    needs, last_layer = [], given.last_layer
     lacking = ["key"] if given.key is None else []
     lacking += ["labels (or logit_loss)"] if given.loss is None and given.labels is None else []
-    if lacking or given.last_layer is None:
+    if lacking:
         call = ", ".join(f"{name.split()[0]}=..." for name in lacking)
-        arguments = f"the extra argument{'s' * (len(lacking) > 1)} {' and '.join(lacking)}: tx.update(..., {call})"
-        layers_too = (
-            "last_layer: has_aux=True and a losses_fn with {objective: (inputs, kernel, bias)} of that name in its aux"
-        )
-        needs = [arguments] * bool(lacking) + [layers_too] * (given.last_layer is None)
+        needs.append(f"the extra argument{'s' * (len(lacking) > 1)} {' and '.join(lacking)}: tx.update(..., {call})")
+    if last_layer is None:
+        try:
+            last_layer = None if gradients.last_layer is None else gradients.last_layer()
+        except ValueError as error:  # told with whatever else is lacking
+            needs.append(f"last_layer: {error}")
+        else:
+            needs += [] if last_layer else ["last_layer, {objective: (inputs, kernel, bias)}"]
+    if needs:
         raise ValueError(f"laplace needs {'; and '.join(needs)}")
+    given = replace(given, last_layer=last_layer)
     loss = given.loss
     if loss is None:
         assert given.labels is not None

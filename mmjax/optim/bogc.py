@@ -152,7 +152,7 @@ def bogc(
     def shapes(params: PyTree) -> PyTree:
         if level == "features":
             assert layout is not None
-            dtype = widened(jnp.result_type(*jax.tree.leaves(params)))  # no features are finer than what makes them
+            dtype = widened(jnp.result_type(*jax.tree.leaves(params)))  # as features are, as a rule
             return {m: jnp.zeros((k, *shape), dtype) for m, shape in layout.features.items()}
         return jax.tree.map(lambda p: jnp.zeros((k, *jnp.shape(p)), widened(jnp.result_type(p))), params)
 
@@ -206,7 +206,7 @@ def bogc(
             square = gradients.over_examples(mean**2)
             s = take_rows(before, ids)
             s = jnp.where(as_rows(held, s), s + as_rows(take_rows(rate, ids), s) * (square - s), s)
-            squares.append(put_rows(before, ids, s))
+            squares.append(put_rows(before, ids, s.astype(before.dtype)))  # a state keeps its types, whatever comes
             live = (s > 0) & as_rows(held, s)
             variance = estimate.variance / _mean_squares(s, live, estimate.variance) if relative else estimate.variance
             if gradients.examples:

@@ -66,7 +66,9 @@ class Checkpoints:
                 self._best.delete(later)
 
     def last_step(self) -> int | None:
-        """Return the newest step saved whole, or None."""
+        """Return the newest step saved whole, or None; waits for one that is being written."""
+        with _system_errors(self._folder):
+            self._last.wait_until_finished()
         return self._last.latest_step()
 
     def best_step(self) -> int | None:

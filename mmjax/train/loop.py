@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,18 +133,22 @@ class _Loop:
         with self.interruption:
             try:
                 run = self._run()
-            except BaseException:
-                with suppress(OSError, ValueError):  # what closing meets must not hide why the run ended
+            except BaseException as error:
+                try:
                     self._close()
+                except Exception as closing:  # must not hide why the run ended
+                    error.add_note(f"closing the work folder failed, too: {closing}")
+                    self.observer.note(error.__notes__[-1])
                 raise
             self._close()
             return run
 
     def _close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-        if self.checkpoints is not None:
-            self.checkpoints.close()
+        with ExitStack() as each:  # one that fails leaves the other none the less closed
+            if self.file is not None:
+                each.callback(self.file.close)
+            if self.checkpoints is not None:
+                each.callback(self.checkpoints.close)
 
     def _run(self) -> Run:
         local, first = self._restore()

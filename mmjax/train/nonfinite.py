@@ -33,8 +33,8 @@ class NonFiniteError(FloatingPointError):
         """names: the objectives whose loss or gradient (its length) it is, or the arrays of the state.
 
         No names: the combined gradient is not finite though every objective's is.
-        checkpoint: the last step saved. saving: False where the run has no work folder to save anything in. skipped: steps
-        of the stage before this one at which something was not finite.
+        checkpoint: the last step saved. saving: False where the run has no work folder to save anything in. skipped: how
+        often in the stage something was not finite before, at a step or in a method's pass.
         """
         self.step, self.quantity, self.names = step, quantity, names
         kept = "no checkpoint had been saved yet" if saving else "nothing is kept, as the run has no work folder"

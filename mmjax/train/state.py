@@ -21,8 +21,8 @@ class TrainState(flax.struct.PyTreeNode):
     step: int32, steps taken; params; model_state: collections besides params (running batch statistics); opt_state;
     key: the run's key, constant (a step folds its number in); first_bad: int32 [K + 1], the step that halted the run, for
     each objective whose loss, and last for the combined gradient, if it was not finite there; otherwise -1; skipped: int32,
-    steps at which something was not finite; validation_values: float32 [K], the objectives' losses on the validation
-    split when it was last looked at, NaN before.
+    how often something was not finite, at a step or in a method's pass; validation_values: float32 [K], the objectives'
+    losses on the validation split when it was last looked at, NaN before.
     """
 
     step: Array

@@ -115,7 +115,7 @@ def test_what_laplace_lacks_at_a_step_is_named():
     at_features = gradients([], examples=True, pull_back=lambda samples: ())
     estimate = lambda g, **change: estimator.estimate(setting, g, state, dataclasses.replace(whole, **change))  # noqa: E731
     for change, message in (
-        ({"last_layer": None}, "laplace needs last_layer: has_aux=True"),
+        ({"last_layer": None}, "laplace needs last_layer, {objective: "),
         ({"key": None}, "needs the extra argument key"),
         ({"labels": None}, "needs the extra argument labels"),
         ({"last_layer": {"fusion": (layer[0], np.zeros((2, 4), np.float32), layer[2])}}, r"\(2, 4\).*the layout says"),

@@ -19,7 +19,7 @@ from mmjax.models import LeNetConfig, MLPConfig, build_model
 from mmjax.optim import JointConfig, MimoConfig, UniformConfig
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.experiment import build_experiment
-from mmjax.train.journal import read_rows
+from mmjax.train.journal import MetricsFile, read_rows
 from mmjax.train.loop import fit
 from mmjax.train.nonfinite import NonFiniteError
 from mmjax.train.observer import Observer
@@ -374,11 +374,27 @@ def test_what_closing_meets_does_not_hide_why_a_run_ended(splits, tmp_path, monk
             raise KeyboardInterrupt
 
     monkeypatch.setattr("orbax.checkpoint.CheckpointManager.close", full)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as cut:
         fit(config(epochs=1), tmp_path / "cut", splits=splits, observer=Interrupt())
+    assert ["No space left" in note for note in cut.value.__notes__] == [True]
     with pytest.raises(OSError, match="No space left") as error:
         fit(config(epochs=1), tmp_path / "whole", splits=splits)
     assert isinstance(error.value.__cause__, ValueError)
+
+
+def test_checkpoints_are_closed_also_where_the_metrics_file_fails(splits, tmp_path, monkeypatch):
+    closed, close_file = [], MetricsFile.close
+
+    def fail(self):
+        close_file(self)
+        raise OSError("metrics")
+
+    monkeypatch.setattr(MetricsFile, "close", fail)
+    close = Checkpoints.close
+    monkeypatch.setattr(Checkpoints, "close", lambda self: (close(self), closed.append(self)))
+    with pytest.raises(OSError, match="metrics"):
+        fit(config(epochs=1), tmp_path, splits=splits)
+    assert len(closed) == 1
 
 
 def test_a_run_is_shown_without_its_arrays(splits):
